@@ -1,0 +1,52 @@
+"""What can go wrong, as a tree. Every message is a sentence: what was given, what was expected,
+what to do.
+
+    TreadleError
+    ├── UsageError      an argument that cannot be meant: an unknown architecture, a bad number
+    │   ├── ChainError      steppers that cannot run together (also a TypeError)
+    │   └── CallbackError   a callback that cannot do what it says (also an AttributeError)
+    └── DataError       a path, a folder, an archive or a file that is not what was expected
+        └── DownloadError   the network or a mirror did not deliver
+
+The command line turns each of these into one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TreadleError(Exception):
+    """The root of all errors that Treadle raises on purpose."""
+
+
+class UsageError(TreadleError, ValueError):
+    """An argument that cannot be meant."""
+
+
+class ChainError(UsageError, TypeError):
+    """A chain of steppers that cannot run as it stands; names the stepper and the parameter."""
+
+
+class CallbackError(UsageError, AttributeError):
+    """A callback that cannot do what it says; names the callback and the mend."""
+
+
+class DataError(TreadleError):
+    """A path, folder, archive or file that is not what was expected; names it."""
+
+
+class DownloadError(DataError):
+    """A download that did not arrive whole."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A clause that names the nearest of `known`, or lists them all if none is near.
+
+    >>> nearest("resnet43", ["resnet34", "vgg16"])
+    'did you mean resnet34?'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'}."
