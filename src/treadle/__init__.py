@@ -1,3 +1,24 @@
-"""Treadle: open every part of training, and pay nothing for it."""
+"""Treadle: open every part of training, and pay nothing for it.
+
+`from treadle.all import *` brings the names for a notebook; `treadle.Learner` and the others are
+here too, loaded when they are first asked for, so that `import treadle` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from treadle.all import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        from importlib import import_module
+
+        names = import_module("treadle.all")
+        if name in names.__all__:
+            return getattr(names, name)
+    raise AttributeError(f"module 'treadle' has no attribute {name!r}")

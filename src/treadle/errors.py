@@ -4,7 +4,7 @@ what to do.
     TreadleError
     ├── UsageError      an argument that cannot be meant: an unknown architecture, a bad number
     │   ├── ChainError      steppers that cannot run together (also a TypeError)
-    │   └── CallbackError   a callback that cannot do what it says (also an AttributeError)
+    │   └── CallbackError   a callback that cannot do what it says
     └── DataError       a path, a folder, an archive or a file that is not what was expected
         └── DownloadError   the network or a mirror did not deliver
 
@@ -29,7 +29,7 @@ class ChainError(UsageError, TypeError):
     """A chain of steppers that cannot run as it stands; names the stepper and the parameter."""
 
 
-class CallbackError(UsageError, AttributeError):
+class CallbackError(UsageError):
     """A callback that cannot do what it says; names the callback and the mend."""
 
 

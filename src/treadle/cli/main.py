@@ -1,0 +1,58 @@
+"""The entry point: reads the arguments, runs the verb, and turns what goes wrong into one line.
+
+Exit status: 0 done, 1 failed, 2 wrong use or bad data, 130 interrupted with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+
+from treadle.errors import TreadleError
+
+DESCRIPTION = "Train models with PyTorch: open every part of training, and pay nothing for it."
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command `treadle` with `argv` (by default the process's own) and exit."""
+    sys.exit(run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run the command and give its exit status; what goes wrong becomes one line on stderr."""
+    try:
+        app()(argv, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        print("treadle: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        return explain(error)
+    return 0
+
+
+def app() -> App:
+    """The verbs."""
+    from treadle import __version__
+    from treadle.cli.train import train
+
+    verbs = App(name="treadle", help=DESCRIPTION, version=__version__, help_format="markdown")
+    verbs.command(train)
+    return verbs
+
+
+def explain(error: Exception) -> int:
+    """Say in one line on stderr what went wrong, and give the exit status for it."""
+    foreseen = isinstance(error, (TreadleError, CycloptsError))
+    text = " ".join(str(error).split())
+    if isinstance(error, CycloptsError):
+        text += " See treadle --help." if "--help" not in text else ""
+    elif not foreseen:
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    print(f"treadle: {text}", file=sys.stderr)
+    return 2 if foreseen else 1

@@ -1,0 +1,31 @@
+"""The training loop, its events and callbacks, and the precision it computes in."""
+
+from treadle.loop.events import (
+    Callback,
+    CancelBackwardException,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+    CancelValidException,
+    event,
+)
+from treadle.loop.precision import Precision
+from treadle.loop.state import preserved
+from treadle.loop.training import TrainingLoop
+
+__all__ = [
+    "Callback",
+    "CancelBackwardException",
+    "CancelBatchException",
+    "CancelEpochException",
+    "CancelFitException",
+    "CancelStepException",
+    "CancelTrainException",
+    "CancelValidException",
+    "Precision",
+    "TrainingLoop",
+    "event",
+    "preserved",
+]

@@ -1,0 +1,89 @@
+"""Precision as a strategy of the loop: how a forward pass, a backward pass and a step are done.
+
+One code path serves all three kinds: in full precision the loss scaler is simply switched off.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from treadle.errors import UsageError, nearest
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """Full precision ("fp32"), or mixed precision by autocast ("bf16", "fp16").
+
+    Parameters, gradients and optimizer state stay in the model's own dtype. "fp16" on a GPU scales
+    the loss so that small gradients survive (arXiv 1710.03740) and skips a step whose gradients
+    overflowed. A CPU gains nothing from float16: there "fp16" computes in bfloat16, and says so.
+
+    Raises:
+        UsageError: if `name` is none of the three.
+    """
+
+    def __init__(self, name: str = "fp32") -> None:
+        if name not in _DTYPES:
+            raise UsageError(f"precision={name!r} is unknown; {nearest(name, _DTYPES)}")
+        self.name = name
+        self.device_type = "cpu"
+        self.scaler = torch.amp.GradScaler(enabled=False)
+
+    def to(self, device: torch.device) -> None:
+        """Settle on the device that the model runs on; the loop does so when a fit starts."""
+        on_cpu = device.type == "cpu"
+        if self.name == "fp16" and on_cpu:
+            warnings.warn(
+                "fp16 was asked for and this run is on the CPU, which computes in bf16 instead; "
+                "ask for bf16 to silence this.",
+                UserWarning,
+                stacklevel=2,
+            )
+        if device.type != self.device_type:
+            self.device_type = device.type
+            scaled = self.name == "fp16" and not on_cpu
+            self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What matrix products and convolutions are computed in; None for the model's own."""
+        dtype = _DTYPES[self.name]
+        return torch.bfloat16 if dtype is not None and self.device_type == "cpu" else dtype
+
+    def forward(self, model: nn.Module, xb: tuple[Any, ...]) -> Any:
+        """The model's output for the inputs `xb`; half-precision tensors in it become float32,
+        since a loss is no place to save bits."""
+        dtype = self.autocast_dtype
+        if dtype is None:
+            return model(*xb)
+        with torch.autocast(self.device_type, dtype=dtype):
+            pred = model(*xb)
+        return to_float(pred)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` to the parameters', scaled where fp16 needs it."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, opt: Any) -> None:
+        """Step the optimizer on true gradients; in fp16 not if one of them overflowed."""
+        self.scaler.step(opt)
+        self.scaler.update()
+
+    def __repr__(self) -> str:
+        return f"Precision({self.name!r})"
+
+
+def to_float(pred: Any) -> Any:
+    """Half-precision tensors to float32, also within tuples, lists and dicts."""
+    if isinstance(pred, Tensor):
+        return pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
+    if isinstance(pred, dict):
+        return {key: to_float(value) for key, value in pred.items()}
+    if isinstance(pred, (tuple, list)):
+        return type(pred)(to_float(value) for value in pred)
+    return pred

@@ -1,0 +1,62 @@
+"""Losses that know what their outputs mean.
+
+Beside the number to minimise, a loss here has `activation` (raw outputs to probabilities or
+values) and `decodes` (raw outputs to the answer), so that `get_preds`, `predict` and the report
+need not be told. Any other callable `loss(pred, *targets)` is welcome as a loss too.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CrossEntropyLossFlat(nn.CrossEntropyLoss):
+    """Cross entropy over the classes on `axis`, every other axis flattened into the batch.
+
+    Takes raw scores of shape (N, ..., C) and class indices of shape (N, ...), dtype int64.
+    Keywords are those of `torch.nn.CrossEntropyLoss`.
+
+    >>> loss = CrossEntropyLossFlat()
+    >>> float(loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1])))
+    0.6931471824645996
+    """
+
+    def __init__(self, axis: int = -1, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.axis = axis
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        scores = input.movedim(self.axis, -1)
+        return super().forward(scores.reshape(-1, scores.shape[-1]), target.reshape(-1))
+
+    def activation(self, out: Tensor) -> Tensor:
+        """Probabilities, same shape as `out`."""
+        return F.softmax(out, dim=self.axis)
+
+    def decodes(self, out: Tensor) -> Tensor:
+        """The most probable class, int64, without the class axis."""
+        return out.argmax(dim=self.axis)
+
+
+class LabelSmoothingCrossEntropy(CrossEntropyLossFlat):
+    """Cross entropy against targets of which `eps` is spread evenly over all classes
+    (arXiv 1512.00567, section 7)."""
+
+    def __init__(self, eps: float = 0.1, axis: int = -1, **kwargs: object) -> None:
+        super().__init__(axis=axis, label_smoothing=eps, **kwargs)
+
+
+class MSELossFlat(nn.MSELoss):
+    """Mean squared error of two tensors with the same number of elements, flattened."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input.reshape(-1), target.reshape(-1).to(input.dtype))
+
+    def activation(self, out: Tensor) -> Tensor:
+        """The values themselves."""
+        return out
+
+    def decodes(self, out: Tensor) -> Tensor:
+        """The values themselves."""
+        return out

@@ -1,0 +1,28 @@
+"""Images: models and learners."""
+
+from treadle.vision.learner import cnn_learner, vision_learner
+from treadle.vision.models import (
+    arch_names,
+    create_body,
+    create_head,
+    create_vision_model,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+
+__all__ = [
+    "arch_names",
+    "cnn_learner",
+    "create_body",
+    "create_head",
+    "create_vision_model",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "vision_learner",
+]
