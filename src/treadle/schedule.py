@@ -109,13 +109,13 @@ def combine_scheds(pcts: Sequence[float], scheds: Sequence[Schedule]) -> Schedul
             f"combine_scheds got the shares {list(pcts)}, which add up to {math.fsum(pcts):g}; "
             "they must not be negative and must add up to 1."
         )
-    ends = list(accumulate(pcts))
+    ends = [*list(accumulate(pcts))[:-1], 1.0]
     starts = [0.0, *ends[:-1]]
     filled = [i for i, pct in enumerate(pcts) if pct > 0]
 
     def combined(pos: float) -> float:
         i = min(bisect_right(ends, pos), filled[-1])
-        return scheds[i](min(max((pos - starts[i]) / pcts[i], 0.0), 1.0))
+        return scheds[i](min(max((pos - starts[i]) / (ends[i] - starts[i]), 0.0), 1.0))
 
     return combined
 
