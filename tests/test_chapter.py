@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from treadle.all import *  # noqa: F403 - as the reader does
+from treadle.all import *
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fp16 was asked for"),
@@ -172,7 +172,7 @@ def test_l2_regularisation_as_a_callback():
 
 
 def test_the_chapters_callbacks():
-    """`ModelResetter` in the book's older spelling, and `TerminateOnNaNCallback` with run_before."""
+    """`ModelResetter` in the older spelling, and `TerminateOnNaNCallback` with run_before."""
     with pytest.warns(DeprecationWarning, match="before_train"):
 
         class Resetter(Callback):
@@ -206,4 +206,4 @@ def test_the_source_of_the_loop_and_of_a_stepper_can_be_printed(capsys):
     printed = capsys.readouterr().out
     for line in ("self.pred = ", 'self("after_pred")', "self.loss_func(self.pred, *self.yb)"):
         assert line in printed
-    assert "def adam_step(p" in printed
+    assert "def adam_step(" in printed

@@ -129,6 +129,12 @@ def test_names_are_found_on_the_package_too():
         _ = treadle.no_such_name
 
 
+def test_a_room_is_imported_without_the_others():
+    code = "from treadle import schedule; import sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_import_costs_little_more_than_torch():
     """All of it: `import treadle` alone loads nothing at all."""
 

@@ -15,9 +15,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("_"):
-        from importlib import import_module
+    from importlib import import_module
+    from importlib.util import find_spec
 
+    # A submodule is for the import system to load, and needs none of the others.
+    if not name.startswith("_") and find_spec(f"treadle.{name}") is None:
         names = import_module("treadle.all")
         if name in names.__all__:
             return getattr(names, name)

@@ -19,7 +19,7 @@ from treadle.callbacks.train_eval import TrainEvalCallback
 from treadle.errors import UsageError
 from treadle.loop.events import CancelFitException
 from treadle.loop.precision import Precision
-from treadle.loop.training import OUTLINE, Callbacks, TrainingLoop, as_list
+from treadle.loop.training import Callbacks, TrainingLoop, as_list, assigned
 from treadle.metrics import Metric
 from treadle.optim import Adam
 from treadle.params import norm_params, trainable_params
@@ -34,7 +34,7 @@ class Learner(TrainingLoop):
     """Trains `model` on `dls`.
 
     Args:
-        dls: `DataLoaders`, or anything with `train` and `valid` iterables of batches.
+        dls: `DataLoaders`; any two iterables of batches will do as `DataLoaders(train, valid)`.
         model: a plain `nn.Module`.
         loss_func: `loss(pred, *targets) -> 0-d tensor`; by default what `dls.loss_func` says.
         opt_func: makes the optimizer: `opt_func(parameter_groups, lr=lr)`.
@@ -329,8 +329,8 @@ class Learner(TrainingLoop):
         with self.removed_cbs(reports), self.added_cbs([gather, *as_list(cbs)]), unreduced:
             self._run_validation(ds_idx, dl)
         raw = concat(gather.preds)
-        act = act or getattr(self.loss_func, "activation", _identity)
-        result = [act(raw), concat(gather.targets)]
+        own: Callable[[Any], Any] = getattr(self.loss_func, "activation", _identity)
+        result = [(act or own)(raw), concat(gather.targets)]
         if with_input:
             result.insert(0, concat(gather.inputs))
         if with_decoded:
@@ -353,10 +353,10 @@ class Learner(TrainingLoop):
         """With a loss that gives one number a sample instead of their mean."""
         loss_func: Any = self.loss_func
         if hasattr(loss_func, "reduction"):
-            with _assigned(loss_func, "reduction", "none"):
+            with assigned(loss_func, "reduction", "none"):
                 yield
         else:
-            with _assigned(self, "loss_func", partial(loss_func, reduction="none")):
+            with assigned(self, "loss_func", partial(loss_func, reduction="none")):
                 yield
 
     # Files and talk
@@ -376,7 +376,7 @@ class Learner(TrainingLoop):
     @contextmanager
     def no_logging(self) -> Iterator[Self]:
         """Without the table and without the bar."""
-        with _assigned(self, "logger", no_table), self.no_bar():
+        with assigned(self, "logger", no_table), self.no_bar():
             yield self
 
     @contextmanager
@@ -386,26 +386,6 @@ class Learner(TrainingLoop):
             yield self
 
     no_mbar = no_bar  # bar and table are one display here
-
-    def show_training_loop(self) -> None:
-        """Print the loop, and at each event who hears it, in order."""
-        for line in OUTLINE.strip("\n").splitlines():
-            heard = self._listeners.get(line.strip())
-            if heard is None:
-                print(line)
-            elif heard:
-                print(f"{line:<32}{self.ordered_cbs(line.strip())}")
-
-
-@contextmanager
-def _assigned(obj: Any, name: str, value: Any) -> Iterator[None]:
-    """With `obj.name` being `value`."""
-    before = getattr(obj, name)
-    setattr(obj, name, value)
-    try:
-        yield
-    finally:
-        setattr(obj, name, before)
 
 
 def _identity(out: Any) -> Any:

@@ -69,33 +69,12 @@ INNER_EVENTS = frozenset(
 )
 
 # The spelling of the book and of early fastai2.
-_RETIRED = {
-    f"begin_{phase}": f"before_{phase}" for phase in ["fit", "epoch", "train", "batch", "validate"]
-}
+_RETIRED = {f"begin_{x}": f"before_{x}" for x in "fit epoch train batch validate".split()}
 
 # What the loop owns. A callback that assigns one of these on itself would hide it, and train on.
 LOOP_STATE = frozenset(
-    [
-        "model",
-        "dls",
-        "loss_func",
-        "opt",
-        "opt_func",
-        "cbs",
-        "dl",
-        "x",
-        "xb",
-        "y",
-        "yb",
-        "pred",
-        "loss_grad",
-        "loss",
-        "n_epoch",
-        "n_iter",
-        "epoch",
-        "iter",
-        "training",
-    ]
+    "model dls loss_func opt opt_func cbs dl x xb y yb pred loss_grad loss "
+    "n_epoch n_iter epoch iter training".split()
 )
 
 
@@ -127,16 +106,6 @@ class CancelFitException(Exception):
     """End this fit; go to `after_cancel_fit`."""
 
 
-CANCELS = (
-    CancelStepException,
-    CancelBackwardException,
-    CancelBatchException,
-    CancelTrainException,
-    CancelValidException,
-    CancelEpochException,
-    CancelFitException,
-)
-
 # How a callback names others: a class, a name, or several of these.
 CallbackRef = type["Callback"] | str
 
@@ -157,8 +126,8 @@ class Callback:
         reports: whether it only tells what happens; `lr_find` and `get_preds` go without those.
 
     Raises:
-        CallbackError: when a class is made with a method that looks like an event but is none, or
-            when a callback assigns on itself what belongs to the learner.
+        CallbackError: when a class is made with a method that looks like an event but is none, and
+            when a class or a callback has or gets for its own what belongs to the learner.
 
     >>> class PrintEpoch(Callback):
     ...     def after_epoch(self):
@@ -183,6 +152,12 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        hidden = sorted(LOOP_STATE & vars(cls).keys())
+        if hidden:
+            raise CallbackError(
+                f"{cls.__name__} defines {', '.join(hidden)}, which would hide what the learner "
+                "calls so; give it another name."
+            )
         for name, method in list(vars(cls).items()):
             if not inspect.isfunction(method) or name in event.__members__:
                 continue
@@ -270,12 +245,15 @@ def _adopt_retired_name(cls: type[Callback], old: str, method: Callable[..., obj
 def sort_callbacks(cbs: Iterable[Callback]) -> list[Callback]:
     """By `order`, but after all that must run before: `run_after` of one, `run_before` of others.
 
-    Equal callbacks keep the order in which they were added.
+    Who has the wish moves for it: forward to run before another, back to run after it. Equal
+    callbacks keep the order in which they were added.
 
     Raises:
         CallbackError: if the wishes contradict one another, with those that do.
     """
-    waiting = sorted(cbs, key=lambda cb: cb.order)
+    cbs = list(cbs)
+    places = _places(cbs)
+    waiting = sorted(cbs, key=lambda cb: places[id(cb)])
     done: list[Callback] = []
     while waiting:
         free = next((cb for cb in waiting if not any(_precedes(o, cb) for o in waiting)), None)
@@ -288,6 +266,17 @@ def sort_callbacks(cbs: Iterable[Callback]) -> list[Callback]:
         waiting.remove(free)
         done.append(free)
     return done
+
+
+def _places(cbs: Sequence[Callback]) -> dict[int, float]:
+    """The `order` of each callback, or that of the least of those it asks to run before: else
+    these would wait for it, and fall behind others that count on their `order`."""
+    places = {id(cb): cb.order for cb in cbs}
+    wishes = [(a, b) for a in cbs for b in cbs if a is not b and _refers(a.run_before, b)]
+    for _ in wishes:  # a chain of wishes is at most this long
+        for a, b in wishes:
+            places[id(a)] = min(places[id(a)], places[id(b)])
+    return places
 
 
 def _precedes(first: Callback, then: Callback) -> bool:

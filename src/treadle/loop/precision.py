@@ -6,14 +6,16 @@ One code path serves all three kinds: in full precision the loss scaler is simpl
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from treadle.errors import UsageError, nearest
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FULL = nullcontext()
 
 
 class Precision:
@@ -33,6 +35,7 @@ class Precision:
         self.name = name
         self.device_type = "cpu"
         self.scaler = torch.amp.GradScaler(enabled=False)
+        self._unscaled = False
 
     def to(self, device: torch.device) -> None:
         """Settle on the device that the model runs on; the loop does so when a fit starts."""
@@ -49,30 +52,38 @@ class Precision:
             scaled = self.name == "fp16" and not on_cpu
             self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
-    @property
-    def autocast_dtype(self) -> torch.dtype | None:
-        """What matrix products and convolutions are computed in; None for the model's own."""
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A context in which matrix products and convolutions are computed in half precision."""
         dtype = _DTYPES[self.name]
-        return torch.bfloat16 if dtype is not None and self.device_type == "cpu" else dtype
-
-    def forward(self, model: nn.Module, xb: tuple[Any, ...]) -> Any:
-        """The model's output for the inputs `xb`; half-precision tensors in it become float32,
-        since a loss is no place to save bits."""
-        dtype = self.autocast_dtype
         if dtype is None:
-            return model(*xb)
-        with torch.autocast(self.device_type, dtype=dtype):
-            pred = model(*xb)
-        return to_float(pred)
+            return _FULL
+        return torch.autocast(
+            self.device_type, dtype=torch.bfloat16 if self.device_type == "cpu" else dtype
+        )
+
+    def to_float(self, pred: Any) -> Any:
+        """`pred` with its half-precision tensors in float32: a loss is no place to save bits."""
+        return pred if self.name == "fp32" else to_float(pred)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to the parameters', scaled where fp16 needs it."""
+        if self._unscaled:  # and no step followed; the scaler would take these for unscaled too
+            self.scaler.update()
+            self._unscaled = False
         self.scaler.scale(loss).backward()
+
+    def unscale(self, opt: Any) -> None:
+        """Bring the gradients to their true size, for whoever reads or changes them before the
+        step. Asking again before it does nothing more."""
+        if not self._unscaled:
+            self.scaler.unscale_(opt)
+            self._unscaled = True
 
     def step(self, opt: Any) -> None:
         """Step the optimizer on true gradients; in fp16 not if one of them overflowed."""
         self.scaler.step(opt)
         self.scaler.update()
+        self._unscaled = False
 
     def __repr__(self) -> str:
         return f"Precision({self.name!r})"

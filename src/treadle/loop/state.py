@@ -58,21 +58,9 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
         _set_generators(generators)
 
 
-_LOOP_FIELDS = [
-    "dl",
-    "xb",
-    "yb",
-    "pred",
-    "loss_grad",
-    "_loss",
-    "training",
-    "n_epoch",
-    "n_iter",
-    "epoch",
-    "iter",
-    "updates",
-    "planned_updates",
-]
+_LOOP_FIELDS = (
+    "dl xb yb pred loss_grad _loss training n_epoch n_iter epoch iter updates planned_updates"
+).split()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from treadle.errors import CallbackError
 from treadle.loop.events import (
-    CANCELS,
     INNER_EVENTS,
     Callback,
     CancelBackwardException,
@@ -105,12 +104,10 @@ class TrainingLoop:
             self._with_events(self._do_epoch, "epoch", CancelEpochException)
 
     def _do_epoch(self) -> None:
-        self._do_epoch_train()
-        self._do_epoch_validate()
-
-    def _do_epoch_train(self) -> None:
         self.dl, self.training = self.dls.train, True
         self._with_events(self.all_batches, "train", CancelTrainException)
+        if len(self.dls) > 1:
+            self._do_epoch_validate()
 
     def _do_epoch_validate(self, ds_idx: int = 1, dl: Any = None) -> None:
         self.dl, self.training = dl if dl is not None else self.dls[ds_idx], False
@@ -130,7 +127,9 @@ class TrainingLoop:
         self._with_events(self._do_one_batch, "batch", CancelBatchException)
 
     def _do_one_batch(self) -> None:
-        self.pred = self.precision.forward(self.model, self.xb)
+        with self.precision.autocast():
+            self.pred = self.model(*self.xb)
+        self.pred = self.precision.to_float(self.pred)
         self("after_pred")
         if self.yb:
             self.loss_grad = self.loss_func(self.pred, *self.yb)
@@ -167,8 +166,6 @@ class TrainingLoop:
             ):
                 try:
                     heard()
-                except CANCELS:
-                    raise
                 except Exception as error:
                     error.add_note(f"This came from the callback {cb} at the event {name}.")
                     raise
@@ -326,12 +323,32 @@ class TrainingLoop:
         """Those who hear the event `name`, in the order in which they run."""
         return [cb for cb, _ in self._listeners[name]]
 
+    def show_training_loop(self) -> None:
+        """Print the loop, and at each event who hears it, in order."""
+        for line in OUTLINE.strip("\n").splitlines():
+            heard = self._listeners.get(line.strip())
+            if heard is None:
+                print(line)
+            elif heard:
+                print(f"{line:<40}{self.ordered_cbs(line.strip())}")
+
     def _sort_listeners(self) -> None:
         ordered = sort_callbacks(self.cbs)
         # An event that nobody hears costs one look into this table.
         self._listeners: dict[str, list[tuple[Callback, Callable[[], object]]]] = {
             name: [(cb, getattr(cb, name)) for cb in ordered if cb.hears(name)] for name in event
         }
+
+
+@contextmanager
+def assigned(obj: Any, name: str, value: Any) -> Iterator[None]:
+    """With `obj.name` being `value`."""
+    before = getattr(obj, name)
+    setattr(obj, name, value)
+    try:
+        yield
+    finally:
+        setattr(obj, name, before)
 
 
 def as_list(cbs: Callbacks) -> list[Callback | type[Callback]]:
