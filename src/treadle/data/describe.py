@@ -1,0 +1,45 @@
+"""A thing of the data pipeline in a few words, for messages and summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+__all__ = ["describe", "name_of"]
+
+
+def describe(value: Any) -> str:
+    """Type, shape, dtype and range of `value`, as far as it has them.
+
+    >>> describe(torch.tensor([[1, 2]]))
+    'Tensor (1, 2) int64 in 1..2 on cpu'
+    """
+    if isinstance(value, Image.Image):
+        kind = f"Image {value.mode} {value.height}x{value.width} (height x width) uint8"
+        return kind + _range(np.asarray(value))
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        numbers = value.detach().float().cpu().numpy() if value.is_floating_point() else value.cpu()
+        return f"Tensor {tuple(value.shape)} {dtype}{_range(np.asarray(numbers))} on {value.device}"
+    if isinstance(value, np.ndarray):
+        return f"ndarray {value.shape} {value.dtype}{_range(value)}"
+    return f"{type(value).__name__} {value!s}"
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A function's name, or the repr of an object that is called like one."""
+    name = getattr(function, "__name__", None)
+    return str(name) if name is not None else repr(function)
+
+
+def _range(array: np.ndarray[Any, Any]) -> str:
+    if array.size == 0 or array.dtype.kind not in "iufb":
+        return ""
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        return f" in {float(low):.3g}..{float(high):.3g}"
+    return f" in {int(low)}..{int(high)}"
