@@ -140,6 +140,7 @@ from treadle.vision import (
 from treadle.vision.folder import folder_dataloaders
 
 __all__ = [
+    "SGD",
     "Adam",
     "AdamW",
     "AvgLoss",
@@ -193,7 +194,6 @@ __all__ = [
     "ReduceLROnPlateau",
     "Resize",
     "ResizeMethod",
-    "SGD",
     "SaveModelCallback",
     "SchedCos",
     "SchedExp",
@@ -242,11 +242,11 @@ __all__ = [
     "qhadam_step",
     "radam_step",
     "ranger",
-    "resnet101",
-    "resnet152",
     "resnet18",
     "resnet34",
     "resnet50",
+    "resnet101",
+    "resnet152",
     "rms_prop_step",
     "rnn_cbs",
     "sgd_step",

@@ -348,6 +348,13 @@ class Learner(TrainingLoop):
         label = vocab[int(decoded[0])] if vocab is not None else decoded[0].tolist()
         return label, decoded[0], preds[0]
 
+    def show_results(self, ds_idx: int = 1, dl: Any = None, max_n: int = 9) -> Any:
+        """A figure of images of a loader, with their labels and what the model says of them."""
+        dl = dl if dl is not None else self.dls[ds_idx]
+        batch = dl.one_batch()
+        answers = self.get_preds(dl=[batch], with_decoded=True)[-1]
+        return self.dls.show_results(dl, batch, answers, max_n)
+
     @contextmanager
     def loss_not_reduced(self) -> Iterator[None]:
         """With a loss that gives one number a sample instead of their mean."""

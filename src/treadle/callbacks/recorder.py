@@ -84,15 +84,16 @@ class Recorder(Callback):
         self._cancelled = True
 
     def after_batch(self) -> None:
-        if self._cancelled or self.loss is None:
+        learn = self.learn
+        if self._cancelled or learn.loss is None:
             return
-        if self.training:
-            self._device_losses.append(self.loss.detach())
-            for name, value in self.opt.hypers[-1].items():
+        if learn.training:
+            self._device_losses.append(learn.loss.detach())
+            for name, value in learn.opt.hypers[-1].items():
                 self.hps.setdefault(name, []).append(value)
         else:
             for metric in (self.valid_loss, *self.metrics):
-                metric.accumulate(self.learn)
+                metric.accumulate(learn)
 
     def after_epoch(self) -> None:
         trained = len(self.losses) > (self.iters[-1] if self.iters else 0)

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: list[str]) -> int:
     """Run the command and give its exit status; what goes wrong becomes one line on stderr."""
     try:
-        app()(argv, exit_on_error=False, print_error=False)
+        app()(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         print("treadle: interrupted", file=sys.stderr)
         return 130
@@ -41,7 +41,13 @@ def app() -> App:
     from treadle import __version__
     from treadle.cli.train import train
 
-    verbs = App(name="treadle", help=DESCRIPTION, version=__version__, help_format="markdown")
+    verbs = App(
+        name="treadle",
+        help=DESCRIPTION,
+        version=__version__,
+        help_format="markdown",
+        suppress_keyboard_interrupt=False,  # `run` ends it, in a sentence
+    )
     verbs.command(train)
     return verbs
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -55,7 +55,7 @@ class TrainSettings:
     pretrained: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Start from weights trained on ImageNet (downloaded once) and fine-tune them."""
     out: Path | None = None
-    """The run folder, new or empty [default: runs/<date-time>-<name>]"""
+    """The run folder, new or empty [default: runs/DATE-TIME-NAME]"""
     debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Show the full traceback of an error."""
 
@@ -76,6 +76,7 @@ def train(args: TrainSettings = TrainSettings()) -> None:
 
     started, clock = datetime.now(), time.perf_counter()
     check(args)
+    args = settled(args)
     torch.manual_seed(args.seed)
     dls = load_data(args)
     learn = make_learner(args, dls)
@@ -107,29 +108,61 @@ def check(args: TrainSettings) -> None:
             raise UsageError(f"--{name} {value} cannot be meant; give a number above 0.")
     if args.workers is not None and args.workers < 0:
         raise UsageError(f"--workers {args.workers} cannot be meant; give 0 or more.")
+    if args.device is not None:
+        check_device(args.device)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine or this torch does not have."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); leave it out, or "
+            "give cpu."
+        ) from error
+
+
+def settled(args: TrainSettings) -> TrainSettings:
+    """The settings with every default filled in."""
+    digits = is_digits(args)
+    size = args.size or (32 if digits else 128)
+    return replace(
+        args,
+        lr=args.lr or (0.03 if args.opt in ("sgd", "momentum") else 0.003),
+        size=size,
+        presize=args.presize or (size if digits else round(size * 1.25)),
+        flip=not digits if args.flip is None else args.flip,
+    )
+
+
+def is_digits(args: TrainSettings) -> bool:
+    """Whether the embedded digits are meant, and not a folder of that name."""
+    return args.path == "digits" and not Path("digits").is_dir()
 
 
 def load_data(args: TrainSettings) -> DataLoaders:
-    """The loaders that the arguments ask for."""
+    """The loaders that the settled arguments ask for."""
     from treadle.data import URLs, digits_path, untar_data
     from treadle.vision.folder import folder_dataloaders
 
-    digits = args.path == "digits" and not Path("digits").is_dir()
-    if digits:
+    if is_digits(args):
         path = digits_path()
     elif args.path == "imagenette-160" and not Path(args.path).is_dir():
         path = untar_data(URLs.IMAGENETTE_160)
     else:
         path = Path(args.path)
-    size = args.size or (32 if digits else 128)
+    assert args.size and args.presize and args.flip is not None
     return folder_dataloaders(
         path,
-        size=size,
-        presize=args.presize or (size if digits else round(size * 1.25)),
+        size=args.size,
+        presize=args.presize,
         bs=args.bs,
         seed=args.seed,
-        flip=not digits if args.flip is None else args.flip,
-        min_scale=0.8 if digits else 0.5,
+        flip=args.flip,
+        min_scale=0.8 if is_digits(args) else 0.5,
         num_workers=args.workers,
         device=args.device,
     )
@@ -171,11 +204,11 @@ def opt_func(name: OptName) -> Callable[..., Any]:
 
 def fit(args: TrainSettings, learn: Learner) -> None:
     """One cycle from scratch, or a fine-tuning of trained weights."""
-    lr = args.lr or (0.03 if args.opt in ("sgd", "momentum") else 0.003)
+    assert args.lr
     if args.pretrained:
-        learn.fine_tune(args.epochs, base_lr=lr)
+        learn.fine_tune(args.epochs, base_lr=args.lr)
     else:
-        learn.fit_one_cycle(args.epochs, lr)
+        learn.fit_one_cycle(args.epochs, args.lr)
 
 
 def describe(args: TrainSettings, learn: Learner) -> dict[str, object]:
@@ -183,16 +216,16 @@ def describe(args: TrainSettings, learn: Learner) -> dict[str, object]:
     from treadle.run import environment
 
     settings = asdict(args)
-    settings.pop("debug")
-    settings["out"] = str(args.out) if args.out else None
-    n = sum(p.numel() for p in learn.model.parameters())
+    del settings["debug"], settings["out"]  # how it was run, not what
+    settings["workers"] = learn.dls.train.num_workers
+    settings["device"] = str(learn.device)
     return {
         "command": "train",
         **settings,
         "classes": list(learn.dls.vocab),
         "train_images": learn.dls.train.n,
         "valid_images": learn.dls.valid.n,
-        "parameters": n,
+        "parameters": sum(p.numel() for p in learn.model.parameters()),
         "environment": environment(learn.device),
     }
 

@@ -11,7 +11,7 @@ import torch
 
 from treadle.data.datasets import Dataset
 from treadle.data.loaders import DataLoader, default_device
-from treadle.data.show import show_batch
+from treadle.data.show import show_batch, show_results
 from treadle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -133,6 +133,12 @@ class DataLoaders:
         """A figure of up to `max_n` training images with their labels, as the model gets them."""
         loader = self._ours("show_batch", self.train)
         return show_batch(loader, loader.one_batch(), max_n)
+
+    def show_results(
+        self, loader: Any, batch: Any, answers: torch.Tensor, max_n: int = 9
+    ) -> Figure:
+        """A figure of images of a batch, with their labels and what a model answered."""
+        return show_results(self._ours("show_results", loader), batch, answers, max_n)
 
     @property
     def _dataset(self) -> Any:

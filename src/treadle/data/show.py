@@ -15,7 +15,7 @@ from treadle.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["show_batch", "shown_images", "shown_labels"]
+__all__ = ["show_batch", "show_results", "shown_images", "shown_labels"]
 
 
 def shown_images(loader: DataLoader, x: torch.Tensor) -> list[NDArray[np.uint8]]:
@@ -37,10 +37,24 @@ def shown_labels(dataset: Any, y: torch.Tensor) -> list[str]:
 
 def show_batch(loader: DataLoader, batch: Batch, max_n: int = 9) -> Figure:
     """A figure of the first `max_n` images of a batch of `loader`, with their labels."""
-    from treadle.plots import show_images
-
     n_inp = loader.n_inp_of(batch)
-    images = shown_images(loader, batch[0][:max_n])
     labelled = len(batch) > n_inp
-    titles = shown_labels(loader.dataset, batch[n_inp][:max_n]) if labelled else [""] * len(images)
-    return show_images(images, titles)
+    titles = shown_labels(loader.dataset, batch[n_inp][:max_n]) if labelled else [""] * max_n
+    return _show(loader, batch, titles)
+
+
+def show_results(loader: DataLoader, batch: Batch, answers: torch.Tensor, max_n: int = 9) -> Figure:
+    """A figure of the first `max_n` images of a batch of `loader`: above each its label, and below
+    that what the model says, where it is another."""
+    n_inp = loader.n_inp_of(batch)
+    actual = shown_labels(loader.dataset, batch[n_inp][:max_n])
+    said = shown_labels(loader.dataset, answers[:max_n])
+    titles = [a if a == s else f"{a}\nnot {s}" for a, s in zip(actual, said, strict=True)]
+    return _show(loader, batch, titles)
+
+
+def _show(loader: DataLoader, batch: Batch, titles: list[str]) -> Figure:
+    from treadle.plots import show, show_images
+
+    images = shown_images(loader, batch[0][: len(titles)])
+    return show(show_images(images, titles[: len(images)]))

@@ -123,7 +123,8 @@ class Callback:
         order: smaller runs first.
         run_before, run_after: callback classes or names to run before or after, whatever `order`.
         run, run_train, run_valid: switches; the last two for events within batches.
-        reports: whether it only tells what happens; `lr_find` and `get_preds` go without those.
+        reports: whether it only tells what happens, or judges it; `lr_find` and `get_preds` go
+            without those.
 
     Raises:
         CallbackError: when a class is made with a method that looks like an event but is none, and

@@ -363,7 +363,7 @@ def to_device(b: Any, device: torch.device | None) -> Any:
     if device is None:
         return b
     if isinstance(b, Tensor):
-        return b.to(device, non_blocking=True)
+        return b if b.device == device else b.to(device, non_blocking=True)
     if isinstance(b, dict):
         return {key: to_device(value, device) for key, value in b.items()}
     if isinstance(b, (tuple, list)):

@@ -136,9 +136,9 @@ def _epochs(record: RunRecord) -> str:
         return ""
     best = _best("valid_loss", record.column("valid_loss")) if len(record.rows) > 1 else None
     head = "".join(f'<th scope="col">{esc(name)}</th>' for name in record.metric_names)
+    rows = ("".join(map(_table_cell, record.metric_names, row)) for row in record.rows)
     body = "".join(
-        f"<tr{' class=best' if i == best else ''}>{''.join(map(_table_cell, row))}</tr>"
-        for i, row in enumerate(record.rows)
+        f"<tr{' class=best' if i == best else ''}>{row}</tr>" for i, row in enumerate(rows)
     )
     box = "wide tall" if len(record.rows) > _MAX_OPEN_ROWS else "wide"
     note = '<p class="note">The lowest validation loss is marked.</p>' if best is not None else ""
@@ -149,8 +149,9 @@ def _epochs(record: RunRecord) -> str:
     )
 
 
-def _table_cell(value: object) -> str:
-    return f"<td>{esc(number(value))}</td>"
+def _table_cell(name: str, value: object) -> str:
+    is_time = name == "time" and value is not None
+    return f"<td>{esc(duration(seconds(value)) if is_time else number(value))}</td>"
 
 
 def _loss(record: RunRecord) -> str:

@@ -101,16 +101,24 @@ def write_json(path: str | os.PathLike[str], obj: object) -> Path:
 def write_history(
     path: str | os.PathLike[str], metric_names: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> Path:
-    """Writes the table of a run as CSV: a header of names, then one row an epoch.
+    """Writes the table of a run as CSV, at once or not at all; see `history_csv`, `write_bytes`."""
+    return write_text(path, history_csv(metric_names, rows))
+
+
+def history_csv(metric_names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The table of a run as CSV: a line with the names, then one line an epoch.
 
     Floats are written with all their digits. A text that a spreadsheet would take for a formula
     gets an apostrophe in front, and line breaks in it become spaces.
+
+    >>> history_csv(["epoch", "train_loss"], [[0, 0.5]])
+    'epoch,train_loss\\n0,0.5\\n'
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_cell(name) for name in metric_names])
     writer.writerows([[_cell(value) for value in row] for row in rows])
-    return write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, object]:

@@ -1,0 +1,115 @@
+"""The work that is measured, the same for Treadle and for fastai: no import of either is here."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long `work` takes; what was left lying about before is collected first."""
+    gc.collect()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# The optimizer's step
+
+PARAMETER_SETS = ("500 tensors of 1,056", "resnet34")
+
+
+def parameters(name: str) -> list[nn.Parameter]:
+    """One of `PARAMETER_SETS`, gradients filled with random numbers."""
+    torch.manual_seed(0)
+    if name == "resnet34":
+        from torchvision.models import resnet34
+
+        params = list(resnet34().parameters())
+    else:
+        params = [nn.Parameter(torch.randn(1056)) for _ in range(500)]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return params
+
+
+def step_turn(opt: Any) -> dict[str, float]:
+    """Milliseconds of one step. One before it is not timed: it brings back to the caches, as far
+    as they reach, what the others have put out of them."""
+    opt.step()
+    start = time.perf_counter()
+    opt.step()
+    return {"ms": 1e3 * (time.perf_counter() - start)}
+
+
+# The loop around a small net
+
+STEPS = 2000
+
+
+def net() -> nn.Module:
+    """Two layers, 16-32-4, the same weights each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def batches(count: int) -> Batches:
+    """`count` batches of 64 points in 16 dimensions; the class is the largest of the first four."""
+    x = torch.randn(count, 64, 16, generator=torch.Generator().manual_seed(0))
+    return list(zip(x, x[..., :4].argmax(-1), strict=True))
+
+
+def plain_loop(model: nn.Module, opt: Any, train: Batches, valid: Batches) -> float:
+    """The loop as one would write it by hand; returns the validation loss."""
+    model.train()
+    for x, y in train:
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(x), y) for x, y in valid]
+    return torch.stack(losses).mean().item()
+
+
+def loop_turn(train: Callable[[], object], steps: int) -> dict[str, float]:
+    """Microseconds a step of a training of `steps` steps."""
+    return {"us a step": 1e6 * seconds(train) / steps}
+
+
+# The training loader
+
+BATCH_SIZE, PRESIZE, SIZE, MIN_SCALE = 128, 160, 128, 0.5
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of `items`, evenly spread over them; all if there are no more."""
+    if count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def loader_turn(make: Callable[[], Any]) -> dict[str, float]:
+    """Images a second of fresh loaders: two epochs of the training loader, one of the other."""
+    dls = make()
+    return {
+        "first epoch": images_a_second(dls.train),
+        "later epoch": images_a_second(dls.train),
+        "validation": images_a_second(dls.valid),
+    }
+
+
+def images_a_second(loader: Iterable[Any]) -> float:
+    """The rate at which `loader` hands out the images of one pass."""
+    counts: list[int] = []
+    took = seconds(lambda: counts.extend(len(xb) for xb, _ in loader))
+    return sum(counts) / took

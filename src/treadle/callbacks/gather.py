@@ -1,0 +1,52 @@
+"""Keep what the model answered in a pass over the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from treadle.loop.events import Callback
+
+
+class GatherPredsCallback(Callback):
+    """Collects predictions, targets and, when asked, inputs and per-sample losses of a validation.
+
+    What is kept moves to the CPU a batch at a time, so a large set does not fill the device.
+    """
+
+    run_train = False
+
+    def __init__(self, with_input: bool = False, with_loss: bool = False) -> None:
+        self.with_input, self.with_loss = with_input, with_loss
+
+    def before_validate(self) -> None:
+        self.inputs: list[Any] = []
+        self.preds: list[Any] = []
+        self.targets: list[Any] = []
+        self.losses: list[Tensor] = []
+
+    def after_batch(self) -> None:
+        if self.with_input:
+            self.inputs.append(_to_cpu(self.x))
+        self.preds.append(_to_cpu(self.pred))
+        self.targets.append(_to_cpu(self.y))
+        if self.with_loss:
+            # With reduction="none" the loss has one number a sample, or one an output of it.
+            self.losses.append(self.loss.detach().reshape(len(self.loss), -1).mean(1).cpu())
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(_to_cpu(one) for one in value)
+    return value.detach().cpu()
+
+
+def concat(parts: list[Any]) -> Any:
+    """Batches as one: tensors along their first axis, tuples of tensors part by part."""
+    if not parts or (isinstance(parts[0], tuple) and not parts[0]):
+        return None
+    if isinstance(parts[0], tuple):
+        return tuple(concat(list(part)) for part in zip(*parts, strict=True))
+    return torch.cat(parts)

@@ -1,0 +1,171 @@
+"""The live bar and the growing table: in a terminal, in a notebook, and in plain text elsewhere."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from typing import Any, Protocol
+
+from treadle.callbacks.table import Row, Table, format_cell, no_table
+from treadle.loop.events import Callback
+
+REFRESH_S = 0.1  # what a bar shows is read from the device at most this often
+
+
+class Display(Protocol):
+    """Where rows and a bar are shown."""
+
+    def row(self, row: Row) -> None:
+        """Add a row to the table; the first one holds the names of the columns."""
+
+    def bar(self, done: int, total: int, text: str) -> None:
+        """Show how far the current pass has come."""
+
+    def close(self) -> None:
+        """Leave the table, take the bar away."""
+
+
+class ProgressCallback(Callback):
+    """A row of the table after each epoch and, where somebody looks on, a bar in between.
+
+    On every learner by default; `learn.no_bar()` fits without it, `learn.no_logging()` silently.
+    """
+
+    order = 60
+    run_before = "Recorder"  # whose header it shows
+    reports = True
+
+    display: Display | None = None
+
+    def before_fit(self) -> None:
+        self.display = make_display()
+        self.scope.callback(self._close)
+        self.shown = 0.0
+        if self.learn.logger is not no_table:
+            self.scope.callback(setattr, self.learn, "logger", self.learn.logger)
+            self.learn.logger = self.display.row
+
+    def after_batch(self) -> None:
+        now = time.perf_counter()
+        if self.display is not None and now - self.shown >= REFRESH_S:
+            self.shown = now
+            phase = "train" if self.training else "valid"
+            loss = f"  loss {self.loss.item():.4f}" if self.loss is not None else ""  # waits
+            text = f"epoch {self.epoch + 1}/{self.n_epoch}  {phase}{loss}"
+            self.display.bar(self.iter + 1, self.n_iter, text)
+
+    def _close(self) -> None:
+        if self.display is not None:
+            self.display.close()
+            self.display = None
+
+
+def make_display() -> Display:
+    """The display that suits where this process writes to."""
+    if "ipykernel" in sys.modules:
+        return NotebookDisplay()
+    from rich.console import Console
+
+    console = Console()
+    return TerminalDisplay(console) if console.is_terminal else PlainDisplay()
+
+
+class PlainDisplay:
+    """Lines only: for files, pipes and logs."""
+
+    def __init__(self) -> None:
+        self.row = Table(lambda line: print(line, flush=True))
+
+    def bar(self, done: int, total: int, text: str) -> None:
+        """Nothing: a bar in a log is noise."""
+
+    def close(self) -> None:
+        """Nothing to take away."""
+
+
+class TerminalDisplay:
+    """Lines, and below them a bar that goes away when the fit ends."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+        )
+        self.row = Table(self._line)
+        self.task: Any = None
+        self.done = 0
+        self.progress.start()
+
+    def _line(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False, markup=False)
+
+    def bar(self, done: int, total: int, text: str) -> None:
+        """Move the bar; a pass that starts over gets a fresh estimate of its time."""
+        if self.task is None or done < self.done:
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.task = self.progress.add_task(text, total=total)
+        self.done = done
+        self.progress.update(self.task, completed=done, description=text, refresh=True)
+
+    def close(self) -> None:
+        """Take the bar away; the rows stay."""
+        self.progress.stop()
+
+
+class NotebookDisplay:
+    """One output that is redrawn: an HTML table, and a line of progress while the fit runs."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self.html = HTML
+        self.rows: list[Row] = []
+        self.status = ""
+        self.handle = display(HTML(""), display_id=True)
+
+    def row(self, row: Row) -> None:
+        """Add a row and draw again."""
+        self.rows.append(row)
+        self._draw()
+
+    def bar(self, done: int, total: int, text: str) -> None:
+        """Draw again with the bar at `done` of `total`."""
+        bar = f'<progress value="{done}" max="{total}" style="width:16em"></progress>'
+        self.status = f"<div>{html.escape(text)} {bar} {done}/{total}</div>"
+        self._draw()
+
+    def close(self) -> None:
+        """Take the bar away; the table stays."""
+        self.status = ""
+        self._draw()
+
+    def _draw(self) -> None:
+        self.handle.update(self.html(self._table() + self.status))
+
+    def _table(self) -> str:
+        if not self.rows:
+            return ""
+        names, *rows = self.rows
+        lines = [_html_row("th", names)]
+        lines += [_html_row("td", map(format_cell, names, row)) for row in rows]
+        return f"<table>{''.join(lines)}</table>"
+
+
+def _html_row(tag: str, cells: Any) -> str:
+    inner = "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
+    return f"<tr>{inner}</tr>"
