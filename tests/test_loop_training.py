@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from itertools import pairwise
 
 import pytest
@@ -28,7 +29,7 @@ from treadle.all import (
     UsageError,
     event,
 )
-from treadle.loop.precision import to_float
+from treadle.loop.precision import Precision
 
 CANCELS = {
     "step": CancelStepException,
@@ -380,9 +381,11 @@ def test_forward_is_few_frames_below_fit():
 
 def test_half_precision_predictions_become_float32_wherever_they_are():
     half = torch.zeros(2, dtype=torch.bfloat16)
-    nested = to_float((half, {"a": [half, "text"]}))
+    nested = Precision("bf16").to_float((half, {"a": [half, "text"]}))
     assert nested[0].dtype == nested[1]["a"][0].dtype == torch.float32
     assert nested[1]["a"][1] == "text"
+    pair = namedtuple("Pair", "first second")(half, half)
+    assert Precision("bf16").to_float(pair).second.dtype == torch.float32
 
 
 def test_bf16_computes_in_bf16_and_reports_in_float32():

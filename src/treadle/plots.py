@@ -236,14 +236,14 @@ def show(figure: Figure) -> Figure:
     shell = _notebook_shell()
     if shell is None:
         return figure
-    shown: tuple[int, bytes] | None = None
+    shown_in: int | None = None
 
     def display() -> None:
-        nonlocal shown
-        now = (shell.execution_count, _png(figure))
-        if now != shown:
-            _publish(shell, figure, now[1])
-        shown = now
+        nonlocal shown_in
+        if shell.execution_count != shown_in or figure.stale:
+            _publish(shell, figure, _png(figure))
+        shown_in = shell.execution_count
+        figure.stale = False  # saving a figure sets it, as any change does
 
     display()
     # IPython asks an object for this method before it looks for any other picture of it.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from treadle.loop.events import Callback
+from treadle.loop.nested import map_tensors
 
 
 class GatherPredsCallback(Callback):
@@ -29,18 +30,16 @@ class GatherPredsCallback(Callback):
 
     def after_batch(self) -> None:
         if self.with_input:
-            self.inputs.append(_to_cpu(self.x))
-        self.preds.append(_to_cpu(self.pred))
-        self.targets.append(_to_cpu(self.y))
+            self.inputs.append(map_tensors(_to_cpu, self.x))
+        self.preds.append(map_tensors(_to_cpu, self.pred))
+        self.targets.append(map_tensors(_to_cpu, self.y))
         if self.with_loss:
             # With reduction="none" the loss has one number a sample, or one an output of it.
             self.losses.append(self.loss.detach().reshape(len(self.loss), -1).mean(1).cpu())
 
 
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return tuple(_to_cpu(one) for one in value)
-    return value.detach().cpu()
+def _to_cpu(t: Tensor) -> Tensor:
+    return t.detach().cpu()
 
 
 def concat(parts: list[Any]) -> Any:

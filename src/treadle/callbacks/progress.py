@@ -133,7 +133,7 @@ class NotebookDisplay:
     def __init__(self) -> None:
         from IPython.display import HTML, display
 
-        self.html = HTML
+        self.html: Any = HTML
         self.rows: list[Row] = []
         self.status = ""
         self.handle = display(HTML(""), display_id=True)

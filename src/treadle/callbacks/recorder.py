@@ -148,4 +148,5 @@ class Recorder(Callback):
         """The hyper-parameters by batch: those in `keys`, or all that moved (at least `lr`)."""
         from treadle.plots import plot_sched, show
 
-        return show(plot_sched(self.hps, keys=keys))
+        moved = [name for name, values in self.hps.items() if len(set(values)) > 1]
+        return show(plot_sched(self.hps, keys=keys or moved or ["lr"]))

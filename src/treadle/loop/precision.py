@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from treadle.errors import UsageError, nearest
+from treadle.loop.nested import map_tensors
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FULL = nullcontext()
@@ -63,7 +64,7 @@ class Precision:
 
     def to_float(self, pred: Any) -> Any:
         """`pred` with its half-precision tensors in float32: a loss is no place to save bits."""
-        return pred if self.name == "fp32" else to_float(pred)
+        return pred if self.name == "fp32" else map_tensors(_full, pred)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to the parameters', scaled where fp16 needs it."""
@@ -89,12 +90,5 @@ class Precision:
         return f"Precision({self.name!r})"
 
 
-def to_float(pred: Any) -> Any:
-    """Half-precision tensors to float32, also within tuples, lists and dicts."""
-    if isinstance(pred, Tensor):
-        return pred.float() if pred.dtype in (torch.float16, torch.bfloat16) else pred
-    if isinstance(pred, dict):
-        return {key: to_float(value) for key, value in pred.items()}
-    if isinstance(pred, (tuple, list)):
-        return type(pred)(to_float(value) for value in pred)
-    return pred
+def _full(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -27,6 +27,7 @@ from treadle.loop.events import (
     event,
     sort_callbacks,
 )
+from treadle.loop.nested import map_tensors
 from treadle.loop.precision import Precision
 
 OUTLINE = """
@@ -173,11 +174,10 @@ class TrainingLoop:
     # What the loop stands on
 
     def _split(self, b: Any) -> None:
-        b = (
-            to_device(b, self.device)
-            if isinstance(b, (tuple, list))
-            else (to_device(b, self.device),)
-        )
+        device = self.device
+        if device is not None:
+            b = map_tensors(lambda t: t if t.device == device else t.to(device), b)
+        b = b if isinstance(b, (tuple, list)) else (b,)
         n_inp = getattr(self.dls, "n_inp", None) or max(len(b) - 1, 1)
         self.xb, self.yb = tuple(b[:n_inp]), tuple(b[n_inp:])
         self.pred = self.loss_grad = self._loss = None
@@ -356,16 +356,3 @@ def as_list(cbs: Callbacks) -> list[Callback | type[Callback]]:
     if cbs is None:
         return []
     return list(cbs) if isinstance(cbs, Iterable) else [cbs]
-
-
-def to_device(b: Any, device: torch.device | None) -> Any:
-    """Tensors, also within tuples, lists and dicts, on `device`; None leaves them."""
-    if device is None:
-        return b
-    if isinstance(b, Tensor):
-        return b if b.device == device else b.to(device, non_blocking=True)
-    if isinstance(b, dict):
-        return {key: to_device(value, device) for key, value in b.items()}
-    if isinstance(b, (tuple, list)):
-        return type(b)(to_device(value, device) for value in b)
-    return b

@@ -12,10 +12,10 @@ import numpy as np
 
 
 def valley(lrs: Sequence[float], losses: Sequence[float]) -> float:
-    """The middle of the longest descent: of the longest subsequence of falling losses, the rate
-    half way between where it starts and where it ends."""
-    start, end = _longest_descent(losses)
-    return float(lrs[(start + end) // 2])
+    """The middle of the longest descent: of the longest subsequence of falling losses, half its
+    length back from where it ends."""
+    end, length = _longest_descent(losses)
+    return float(lrs[max(end - length // 2, 0)])
 
 
 def minimum(lrs: Sequence[float], losses: Sequence[float]) -> float:
@@ -30,16 +30,15 @@ def steep(lrs: Sequence[float], losses: Sequence[float]) -> float:
 
 
 def _longest_descent(losses: Sequence[float]) -> tuple[int, int]:
-    """First and last index of the longest strictly falling subsequence, by patience sorting."""
+    """The last index and the length of the longest strictly falling subsequence, by patience
+    sorting."""
     best: list[float] = []  # best[k]: minus the highest last loss of a descent of length k + 1
-    last: list[int] = []  # last[k]: the index of that loss
-    first_of = [0] * len(losses)
+    end = 0
     for i, loss in enumerate(losses):
         k = bisect_left(best, -loss)
-        first_of[i] = first_of[last[k - 1]] if k else i
         if k == len(best):
             best.append(-loss)
-            last.append(i)
+            end = i
         else:
-            best[k], last[k] = -loss, i
-    return first_of[last[-1]], last[-1]
+            best[k] = -loss
+    return end, len(best)
