@@ -233,7 +233,7 @@ def show(figure: Figure) -> Figure:
     again, so a function may end with `return show(figure)`. It is shown again in another cell,
     or after it was changed.
     """
-    shell = _notebook_shell()
+    shell = notebook_shell()
     if shell is None:
         return figure
     shown_in: int | None = None
@@ -251,7 +251,7 @@ def show(figure: Figure) -> Figure:
     return figure
 
 
-def _notebook_shell() -> Any:
+def notebook_shell() -> Any:
     """The running IPython shell if a kernel is behind it, else None. Imports nothing."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import sys
 import time
 from typing import Any, Protocol
 
 from treadle.callbacks.table import Row, Table, format_cell, no_table
 from treadle.loop.events import Callback
+from treadle.plots import notebook_shell
 
 REFRESH_S = 0.1  # what a bar shows is read from the device at most this often
 
@@ -63,7 +63,7 @@ class ProgressCallback(Callback):
 
 def make_display() -> Display:
     """The display that suits where this process writes to."""
-    if "ipykernel" in sys.modules:
+    if notebook_shell() is not None:
         return NotebookDisplay()
     from rich.console import Console
 
