@@ -8,7 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +117,37 @@ def test_the_same_seed_gives_the_same_run(images, tmp_path):
 @pytest.mark.parametrize("opt", ["adam", "adamw", "momentum", "rmsprop", "radam", "lamb", "ranger"])
 def test_every_optimizer_trains(opt, images, tmp_path):
     assert run(["train", str(images), "--out", str(tmp_path / "run"), "--opt", opt, *SMALL]) == 0
+
+
+@pytest.mark.parametrize("over", ["file", "http"])
+def test_imagenette_by_its_name(over, imagenette_mirror, tmp_path, monkeypatch, capsys):
+    """Real photographs, from a mirror folder and from a real HTTP server; the second run does not
+    fetch them again."""
+    monkeypatch.setenv("TREADLE_HOME", str(tmp_path / "home"))
+    args = ["train", "imagenette-160", "--size", "32", "--presize", "40", "--epochs", "1"]
+    with serving(imagenette_mirror) as url:
+        mirror = url if over == "http" else imagenette_mirror.as_uri()
+        monkeypatch.setenv("TREADLE_DATA_MIRROR", mirror)
+        assert run([*args, "--out", str(tmp_path / "first")]) == 0
+    assert "80 images to train on, 40 to validate on, 10 classes" in capsys.readouterr().out
+    monkeypatch.setenv("TREADLE_DATA_MIRROR", "http://127.0.0.1:9/nobody-listens")
+    assert run([*args, "--out", str(tmp_path / "second")]) == 0
+    assert "n01440764" in (tmp_path / "first" / "report.html").read_text()
+
+
+@contextmanager
+def serving(folder):
+    """An HTTP server on localhost for the files of `folder`; gives its address."""
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        """Nothing."""
 
 
 def test_precision_bf16(images, tmp_path):
