@@ -17,6 +17,7 @@ class CrossEntropyLossFlat(nn.CrossEntropyLoss):
     Takes raw scores of shape (N, ..., C) and class indices of shape (N, ...), dtype int64.
     Keywords are those of `torch.nn.CrossEntropyLoss`.
 
+    >>> import torch
     >>> loss = CrossEntropyLossFlat()
     >>> float(loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1])))
     0.6931471824645996

@@ -16,6 +16,7 @@ from torch import Tensor
 def batch_size(batch: Any) -> int:
     """How many samples a tensor, or the first tensor in nested tuples, lists or dicts, holds.
 
+    >>> import torch
     >>> batch_size((torch.zeros(3, 2), torch.zeros(3)))
     3
     """
@@ -100,6 +101,7 @@ def as_metric(metric: Metric | Callable[..., Tensor]) -> Metric:
 def accuracy(inp: Tensor, targ: Tensor, axis: int = -1) -> Tensor:
     """The share of right answers: scores (N, ..., C) on `axis` against classes (N, ...).
 
+    >>> import torch
     >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])).item()
     0.5
     """
