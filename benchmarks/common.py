@@ -31,10 +31,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--fastai-python",
-        metavar="PATH",
-        help="the interpreter of an environment with fastai (see README.md); without it fastai is "
-        "left out",
+        "--peer",
+        metavar="PYTHON",
+        action="append",
+        default=[],
+        help="the interpreter of an environment with libraries to compare with (see README.md); may"
+        " be given several times; what is in none of them is left out",
     )
     parser.add_argument("--rounds", type=int, help="turns of each contestant")
     parser.add_argument("--quick", action="store_true", help="a trial run: few rounds, no file")
@@ -117,6 +119,7 @@ class Report:
         self.settings = {"quick": options.quick, "rounds": options.rounds, **settings}
         self.versions: dict[str, dict[str, str]] = {}
         self.results: dict[str, dict[str, dict[str, float]]] = {}
+        self.notes: list[str] = []
         cores, memory = self.machine["cores"], self.machine["memory_gib"]
         print(f"{name}: {self.machine['cpu']}, {cores} cores, {memory} GiB")
         if self.machine["load"] > 0.5:
@@ -130,14 +133,32 @@ class Report:
         self.results.setdefault(contestant, {})[measure] = {**numbers, "rounds": len(values)}
         return middle
 
-    def show(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table, and say so if fastai is missing from it."""
-        print(f"\n{table(header, rows)}")
-        if self.options.fastai_python is None:
-            print("fastai was left out: give --fastai-python (see benchmarks/README.md).")
+    def note(self, text: str) -> None:
+        """Print a remark on the results, and keep it with them."""
+        self.notes += [text]
+        print(text)
 
-    def write(self) -> None:
-        """The JSON file, at `--out` or in `results/`; none after a quick run without `--out`."""
+    def having(self, where: Mapping[str, str], *libraries: str) -> dict[str, str]:
+        """The part of `where`, as `homes` gives it, that is about `libraries`; notes the others."""
+        for library in libraries:
+            if library not in where:
+                self.note(f"{library} was left out: give a --peer that has it (see README.md).")
+        return {library: where[library] for library in libraries if library in where}
+
+    def meet(self, others: Mapping[str, Any]) -> None:
+        """Note the versions of the sides of `peers.py`."""
+        self.versions |= {library: side.versions for library, side in others.items()}
+
+    def show(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table."""
+        print(f"\n{table(header, rows)}")
+
+    def write(self, add: bool = False) -> None:
+        """The JSON file, at `--out` or in `results/`; none after a quick run without `--out`.
+
+        With `add`, results of other measures that the file has of the same machine and the same
+        versions stay in it.
+        """
         if self.options.quick and self.options.out is None:
             print("\nA quick run: nothing was written.")
             return
@@ -149,11 +170,32 @@ class Report:
             "machine": self.machine,
             "versions": self.versions,
             "settings": self.settings,
+            "notes": self.notes,
             "results": self.results,
         }
+        if add and file.is_file():
+            _keep(json.loads(file.read_text()), content)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         print(f"\nWritten to {file}")
+
+
+def _keep(old: dict[str, Any], content: dict[str, Any]) -> None:
+    """Put into `content` what `old` has beyond it."""
+    machines = [{**it["machine"], "load": None} for it in (old, content)]
+    versions_before, versions_now = old["versions"], content["versions"]
+    if machines[0] != machines[1] or {**versions_before, **versions_now} != {
+        **versions_now,
+        **versions_before,
+    }:
+        print("Another machine or other versions: what the file had is not kept.")
+        return
+    content["versions"] = {**versions_before, **versions_now}
+    content["settings"]["sets"] = {**old["settings"]["sets"], **content["settings"]["sets"]}
+    for contestant, measures in old["results"].items():
+        now = content["results"].get(contestant, {})
+        content["results"][contestant] = {**measures, **now}
+    content["notes"] = list(dict.fromkeys(old["notes"] + content["notes"]))
 
 
 def slugged(text: str) -> str:

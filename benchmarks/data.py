@@ -12,7 +12,7 @@ from typing import Any
 
 import workloads
 from common import Report, Turn, arguments, interleave, versions
-from peers import Fastai, fastai_peer
+from peers import Side, homes, sides
 from treadle.data import (
     CategoryBlock,
     DataBlock,
@@ -103,13 +103,13 @@ def treadle(files: list[str], warm_up: list[str], workers: int) -> Turn:
     return lambda: loader_turn(lambda: make(files))
 
 
-def contestants(files: list[str], fastai: Fastai | None) -> dict[str, Turn]:
+def contestants(files: list[str], fastai: Side | None) -> dict[str, Turn]:
     """Treadle and fastai, without workers and with two."""
     work = {"files": files, "warm_up": evenly(files, 2 * workloads.BATCH_SIZE)}
     turns = {f"Treadle, {n} workers": treadle(**work, workers=n) for n in WORKERS}
     if fastai is not None:
         for n in WORKERS:
-            turns[f"fastai, {n} workers"] = fastai.prepare("loaders", **work, workers=n)
+            turns[f"fastai, {n} workers"] = fastai.prepare("fastai_side.loaders", **work, workers=n)
     return turns
 
 
@@ -117,9 +117,9 @@ def run(report: Report, files: list[str]) -> None:
     """Measure, print, write."""
     options = report.options
     report.versions["treadle"] = versions("torch", "treadle", "simplejpeg", "PIL")
-    with fastai_peer(options.fastai_python) as fastai:
-        if fastai is not None:
-            report.versions["fastai"] = fastai.versions
+    with sides(report.having(homes(options.peer), "fastai")) as others:
+        fastai = others.get("fastai")
+        report.meet(others)
         samples = interleave(contestants(files, fastai), options.rounds, warm_up=0)
     rows = [
         [name, *(f"{report.add(name, m, measured[m], digits=1):,.0f}" for m in MEASURES)]

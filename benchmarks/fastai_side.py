@@ -1,15 +1,7 @@
-"""fastai's side of the benchmarks. `peers.py` starts it with the interpreter that has fastai.
-
-A line on stdin is a request, a line on stdout its answer, both JSON:
-`{"prepare": WORKLOAD, "arguments": {...}}` makes a contestant and answers with its name;
-`{"turn": NAME}` answers with what one turn of it measured. The versions are said first.
-"""
+"""fastai's contestants of loop.py and data.py; `side.py` makes them where fastai is installed."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,13 +23,7 @@ from fastai.vision.all import (
 )
 
 import workloads
-from common import Turn, versions
-
-
-def step(parameter_set: str, **hypers: float) -> Turn:
-    """fastai's Adam on one of the parameter sets."""
-    opt = Adam(workloads.parameters(parameter_set), **hypers)
-    return lambda: workloads.step_turn(opt)
+from common import Turn
 
 
 def loop(kind: str, steps: int) -> Turn:
@@ -80,27 +66,3 @@ def loaders(files: list[str], warm_up: list[str], workers: int) -> Turn:
 
     workloads.loader_turn(lambda: make(warm_up))
     return lambda: workloads.loader_turn(lambda: make(files))
-
-
-WORKLOADS: dict[str, Callable[..., Turn]] = {"step": step, "loop": loop, "loaders": loaders}
-
-
-def main() -> None:
-    """Answer requests until stdin ends."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what fastai prints is no answer
-    print(json.dumps(versions("torch", "torchvision", "fastai")), file=answers)
-    turns: dict[str, Turn] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "prepare" in request:
-            name = f"{request['prepare']} {len(turns)}"
-            turns[name] = WORKLOADS[request["prepare"]](**request["arguments"])
-            answer: dict[str, Any] = {"name": name}
-        else:
-            answer = turns[request["turn"]]()
-        print(json.dumps(answer), file=answers)
-
-
-if __name__ == "__main__":
-    main()

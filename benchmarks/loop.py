@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from common import Report, Samples, Turn, arguments, interleave, paired_difference, versions
-from peers import Fastai, fastai_peer
+from peers import Side, homes, sides
 from treadle.data import DataLoaders
 from treadle.learner import Learner
 from treadle.metrics import accuracy
@@ -29,7 +29,7 @@ FASTAI_PLAIN = next(iter(FASTAI))
 MEASURE = "us a step"
 
 
-def contestants(steps: int, fastai: Fastai | None) -> dict[str, Turn]:
+def contestants(steps: int, fastai: Side | None) -> dict[str, Turn]:
     """Every turn trains a new net with a new optimizer; making them is not timed."""
     train, valid = batches(steps), batches(1)
 
@@ -52,7 +52,7 @@ def contestants(steps: int, fastai: Fastai | None) -> dict[str, Turn]:
     }
     if fastai is not None:
         for name, kind in FASTAI.items():
-            turns[name] = fastai.prepare("loop", kind=kind, steps=steps)
+            turns[name] = fastai.prepare("fastai_side.loop", kind=kind, steps=steps)
     return turns
 
 
@@ -77,9 +77,9 @@ def main() -> None:
     torch.set_num_threads(1)
     report = Report("loop", options, steps=steps, threads=1, batch_size=64, net="16-32-4")
     report.versions["treadle"] = versions("torch", "treadle")
-    with fastai_peer(options.fastai_python) as fastai:
-        if fastai is not None:
-            report.versions["fastai"] = fastai.versions
+    with sides(report.having(homes(options.peer), "fastai")) as others:
+        fastai = others.get("fastai")
+        report.meet(others)
         samples = interleave(contestants(steps, fastai), options.rounds)
     report.show(["µs a step", "in all", "added by fit"], rows(report, samples))
     report.write()

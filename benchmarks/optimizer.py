@@ -1,59 +1,79 @@
-"""Milliseconds of one Adam step with decoupled decay: Treadle, torch, fastai."""
+"""How fast optimizers step: Treadle's chains beside torch, fastai, HeavyBall and optimi.
+
+Five questions, one or more tables each; see README.md for what exactly is measured.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
-from torch.optim import AdamW, Optimizer
+import torch
 
-from common import Report, Turn, arguments, interleave, versions
-from peers import Fastai, fastai_peer
-from treadle.optim import Adam
-from workloads import PARAMETER_SETS, parameters, step_turn
+from bench import Bench
+from common import Report, arguments, versions
+from first_steps import extra_memory, first_step
+from later_steps import later_step, overhead
+from parameter_sets import SETS
+from peers import homes
+from recipe_steps import recipes
+from stepping import FROM, HYPERS
 
-LR, MOM, SQR_MOM, EPS, WD = 1e-3, 0.9, 0.99, 1e-5, 0.01
-HYPERS: dict[str, Any] = {"lr": LR, "mom": MOM, "sqr_mom": SQR_MOM, "eps": EPS, "wd": WD}
-TORCH: dict[str, dict[str, bool]] = {
-    "torch AdamW, fused": {"fused": True},
-    "torch AdamW, foreach": {"foreach": True},
-    "torch AdamW, loop": {"foreach": False},
+QUESTIONS: dict[str, Callable[[Bench], None]] = {
+    "first": first_step,
+    "later": later_step,
+    "overhead": overhead,
+    "recipes": recipes,
+    "memory": extra_memory,
 }
-UNIT = "ms"
+QUICK = ("tiny", "small", "resnet34")
 
 
-def contestants(parameter_set: str, fastai: Fastai | None) -> dict[str, Turn]:
-    """Each with parameters of its own."""
-    turns = {"Treadle Adam": turn_of(Adam(parameters(parameter_set), **HYPERS))}
-    for name, how in TORCH.items():
-        opt = AdamW(parameters(parameter_set), LR, (MOM, SQR_MOM), EPS, WD, **how)
-        turns[name] = turn_of(opt)
-    if fastai is not None:
-        turns["fastai Adam"] = fastai.prepare("step", parameter_set=parameter_set, **HYPERS)
-    return turns
-
-
-def turn_of(opt: Optimizer) -> Turn:
-    """A contestant with this optimizer."""
-    return lambda: step_turn(opt)
+def options_given() -> argparse.Namespace:
+    """The command line, with what a quick run changes."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, help=f"all by default; {', '.join(QUICK)} in a quick run"
+    )
+    parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
+    parser.add_argument(
+        "--limit",
+        type=float,
+        metavar="SECONDS",
+        help="a contestant whose first step takes longer is left out (300; 20 in a quick run)",
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep what the result file has of other sets and questions, if it was measured on the"
+        " same machine with the same versions",
+    )
+    options = parser.parse_args()
+    options.sets = options.sets or list(QUICK if options.quick else SETS)
+    options.limit = options.limit or (20 if options.quick else 300)
+    options.rounds = options.rounds or (3 if options.quick else None)
+    return options
 
 
 def main() -> None:
     """Measure, print, write."""
-    options = arguments(__doc__).parse_args()
-    options.rounds = options.rounds or (10 if options.quick else 150)
-    report = Report("optimizer", options, hypers=HYPERS)
+    options = options_given()
+    report = Report(
+        "optimizer",
+        options,
+        hypers=HYPERS,
+        threads=torch.get_num_threads(),
+        sets={SETS[n].title: [len(SETS[n].shapes), SETS[n].numbers] for n in options.sets},
+    )
     report.versions["treadle"] = versions("torch", "torchvision", "treadle")
-    rows: dict[str, list[str]] = {}
-    with fastai_peer(options.fastai_python) as fastai:
-        if fastai is not None:
-            report.versions["fastai"] = fastai.versions
-        for parameter_set in PARAMETER_SETS:
-            samples = interleave(contestants(parameter_set, fastai), options.rounds, warm_up=3)
-            for name, measured in samples.items():
-                middle = report.add(name, f"{parameter_set}, {UNIT}", measured[UNIT])
-                rows.setdefault(name, [name]).append(f"{middle:.2f}")
-    report.show(["one step, ms", *PARAMETER_SETS], rows.values())
-    report.write()
+    where = report.having(homes(options.peer), *FROM.values())
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(report, options, where, Path(scratch))
+        for question in options.questions:
+            QUESTIONS[question](bench)
+    report.write(add=options.add)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work that is measured, the same for Treadle and for fastai: no import of either is here."""
+"""The work of loop.py and data.py, the same for Treadle and for fastai: no import of either."""
 
 from __future__ import annotations
 
@@ -20,34 +20,6 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
-
-
-# The optimizer's step
-
-PARAMETER_SETS = ("500 tensors of 1,056", "resnet34")
-
-
-def parameters(name: str) -> list[nn.Parameter]:
-    """One of `PARAMETER_SETS`, gradients filled with random numbers."""
-    torch.manual_seed(0)
-    if name == "resnet34":
-        from torchvision.models import resnet34
-
-        params = list(resnet34().parameters())
-    else:
-        params = [nn.Parameter(torch.randn(1056)) for _ in range(500)]
-    for p in params:
-        p.grad = torch.randn_like(p)
-    return params
-
-
-def step_turn(opt: Any) -> dict[str, float]:
-    """Milliseconds of one step. One before it is not timed: it brings back to the caches, as far
-    as they reach, what the others have put out of them."""
-    opt.step()
-    start = time.perf_counter()
-    opt.step()
-    return {"ms": 1e3 * (time.perf_counter() - start)}
 
 
 # The loop around a small net
