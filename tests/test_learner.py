@@ -134,6 +134,25 @@ def test_norms_and_biases_do_not_decay_unless_asked():
     assert decayed(wd_bn_bias=True) == {"0.weight", "0.bias", "1.weight"}  # 1.bias is zero
 
 
+def test_a_norm_that_the_splitter_leaves_out_stays_as_it_is():
+    learn = tiny_learner()
+    learn.model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    learn.model[1].weight.requires_grad_(False)
+    learn.fit(1)
+    assert torch.equal(learn.model[1].weight, torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "opt_func", [torch.optim.AdamW, partial(torch.optim.SGD, momentum=0.9), torch.optim.RMSprop]
+)
+def test_torchs_own_optimizers_train(opt_func):
+    learn = tiny_learner(opt_func=opt_func)
+    start = learn.validate()[0]
+    learn.fit_one_cycle(3, 0.01)
+    assert learn.validate()[0] < start
+    assert max(learn.recorder.lrs) == pytest.approx(0.01, rel=0.1)
+
+
 def test_gradients_left_over_do_not_leak_into_a_fit():
     results = []
     for leftover in (False, True):

@@ -21,7 +21,7 @@ from treadle.loop.events import CancelFitException
 from treadle.loop.precision import Precision
 from treadle.loop.training import Callbacks, TrainingLoop, as_list, assigned
 from treadle.metrics import Metric
-from treadle.optim import Adam
+from treadle.optim import Adam, make_opt
 from treadle.params import norm_params, trainable_params
 from treadle.run.weights import load_weights, save_weights
 from treadle.schedule import SchedCos, Schedule, combine_scheds, combined_cos
@@ -37,7 +37,7 @@ class Learner(TrainingLoop):
         dls: `DataLoaders`; any two iterables of batches will do as `DataLoaders(train, valid)`.
         model: a plain `nn.Module`.
         loss_func: `loss(pred, *targets) -> 0-d tensor`; by default what `dls.loss_func` says.
-        opt_func: makes the optimizer: `opt_func(parameter_groups, lr=lr)`.
+        opt_func: makes the optimizer, `opt_func(groups, lr=lr)`; torch's own classes serve too.
         lr: the default learning rate.
         splitter: `model -> parameters`, or a list of lists for several groups, first layers first.
         cbs: callbacks for the learner's whole life; `fit(cbs=...)` adds some for one fit.
@@ -107,11 +107,12 @@ class Learner(TrainingLoop):
 
     def create_opt(self) -> None:
         """Make the optimizer anew; norms and biases do not decay unless `wd_bn_bias`."""
-        self.opt = self.opt_func(self.splitter(self.model), lr=self.lr)
+        self.opt = make_opt(self.opt_func, self.splitter(self.model), lr=self.lr)
+        owned = {p for group in self.opt.param_groups for p in group["params"]}
         if not self.wd_bn_bias and "do_wd" in self.opt.hyper_names:
-            self.opt.set_flags(norm_params(self.model, with_bias=True), do_wd=False)
+            self.opt.set_flags(owned & {*norm_params(self.model, with_bias=True)}, do_wd=False)
         if self.train_bn:
-            self.opt.set_flags(norm_params(self.model), force_train=True)
+            self.opt.set_flags(owned & {*norm_params(self.model)}, force_train=True)
 
     def _have_opt(self) -> Any:
         if self.opt is None:

@@ -53,6 +53,19 @@ class Stepper:
 class Chain(tuple[Stepper, ...]):
     """Steppers in the order in which they run."""
 
+    kept: frozenset[str] = frozenset()  # the stats that rehearsals have seen it keep
+    kept_known = True  # whether they have seen all of it
+
+    @property
+    def fns(self) -> list[Callable[..., Any]]:
+        """The steppers as they were given."""
+        return [stepper.fn for stepper in self]
+
+    @property
+    def hyper_names(self) -> frozenset[str]:
+        """What steppers ask for and the chain does not keep as state."""
+        return self.names - self.kept
+
     @functools.cached_property
     def names(self) -> frozenset[str]:
         """Every name that some stepper asks for, and `lr` where one takes **kwargs.
@@ -169,11 +182,41 @@ def _declared(fn: Callable[..., Any]) -> dict[str, Any]:
     return dict(declared) if isinstance(declared, Mapping) else {}
 
 
+def with_lr_mult(chain: Chain) -> Chain:
+    """`chain` at lr·lr_mult for its lr, with `lr_mult` as a further hyper-parameter.
+
+    So the groups of one optimizer share one lr and one schedule of it, each at its own ratio.
+    """
+    return Chain(
+        read_stepper(_scaled(s)) if s.takes_all or "lr" in (*s.required, *s.optional) else s
+        for s in chain
+    )
+
+
+def _scaled(stepper: Stepper) -> Callable[..., Any]:
+    fn = stepper.fn
+
+    def at_its_rate(p: Tensor, *, lr_mult: float, **known: Any) -> Any:
+        if "lr" in known:
+            known["lr"] = known["lr"] * lr_mult
+        return fn(p, **known)
+
+    arguments = list(inspect.signature(fn).parameters.values())
+    ratio = inspect.Parameter("lr_mult", inspect.Parameter.KEYWORD_ONLY)
+    arguments.insert(len(arguments) - stepper.takes_all, ratio)
+    functools.update_wrapper(at_its_rate, fn)
+    at_its_rate.__name__ = stepper.name
+    at_its_rate.__dict__["defaults"] = stepper.declared
+    at_its_rate.__dict__["__signature__"] = inspect.Signature(arguments)
+    return at_its_rate
+
+
 @dataclass
 class Rehearsal:
     """What one run of a chain on a stand-in has shown."""
 
     given: dict[str, int] = field(default_factory=dict)  # stat -> place of its first giver
+    stats: dict[str, Any] = field(default_factory=dict)  # what the stand-in was left with
     starved: list[tuple[int, str]] = field(default_factory=list)  # place, name it went without
     all_known: bool = True  # False once a stepper has raised: what it gives cannot be told
 
@@ -184,10 +227,10 @@ def rehearse(chain: Chain, hypers: Mapping[str, Any], p: Tensor) -> Rehearsal:
     A stepper that raises for its own reasons (a shape that it needs, an attribute of the real
     parameter) is no fault of the chain.
     """
-    seen, stats = Rehearsal(), dict[str, Any]()
+    seen = Rehearsal()
     with _undisturbed(), torch.no_grad():
         for place, stepper in enumerate(chain):
-            known = {**hypers, **stats}
+            known = {**hypers, **seen.stats}
             lacking = [name for name in stepper.required if name not in known]
             if seen.all_known:
                 seen.starved += [(place, name) for name in lacking]
@@ -199,7 +242,7 @@ def rehearse(chain: Chain, hypers: Mapping[str, Any], p: Tensor) -> Rehearsal:
                 seen.all_known = False
                 continue
             if isinstance(out, dict):
-                stats.update(out)
+                seen.stats.update(out)
                 for name in out:
                     seen.given.setdefault(name, place)
     # A number in another stepper's signature is a value for a hyper-parameter, but not for a stat.
@@ -228,10 +271,11 @@ def _undisturbed() -> Iterator[None]:
 def stand_ins(params: Sequence[Tensor]) -> list[Tensor]:
     """One small parameter with a gradient for each kind (shape up to 2, dtype) in `params`."""
     kinds = {(tuple(min(size, 2) for size in p.shape), p.dtype): None for p in params}
-    return [_stand_in(shape, dtype) for shape, dtype in kinds or {((2,), torch.float32): None}]
+    return [stand_in(shape, dtype) for shape, dtype in kinds or {((2,), torch.float32): None}]
 
 
-def _stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A parameter of ones with a gradient of ones, on the CPU."""
     with torch.inference_mode(False):
         values = torch.ones(shape, dtype=dtype, device="cpu")
         p = torch.nn.Parameter(values, requires_grad=dtype.is_floating_point or dtype.is_complex)

@@ -13,8 +13,11 @@ from treadle.errors import UsageError, nearest
 
 Group = dict[str, Any]
 
-# Keys of a group that are no hyper-parameters: torch's own, and the marks of its schedulers.
-BOOKKEEPING = frozenset({"params", "param_names", "name", "initial_lr", "max_lr", "min_lr"})
+# Keys of a group that are no hyper-parameters: torch's own, the marks of its schedulers, and which
+# groups are the same layers.
+BOOKKEEPING = frozenset(
+    {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "layer_group"}
+)
 
 
 def read_groups(params: Any) -> list[Group]:
@@ -153,6 +156,32 @@ def _spread_slice(name: str, value: slice, n: int) -> list[float]:
     return [start, *middle, stop]
 
 
+def layer_groups(groups: Sequence[Group]) -> list[int]:
+    """For each group the number of its layer group: the same for neighbours of the same mark.
+
+    >>> layer_groups([{"layer_group": 0}, {"layer_group": 0}, {"layer_group": 1}])
+    [0, 0, 1]
+    >>> layer_groups([{}, {}])
+    [0, 1]
+    """
+    numbers: list[int] = []
+    for i, group in enumerate(groups):
+        mark = group.get("layer_group")
+        same = i > 0 and mark is not None and mark == groups[i - 1].get("layer_group")
+        numbers.append(0 if i == 0 else numbers[-1] + (not same))
+    return numbers
+
+
+def spread_groups(name: str, value: Any, groups: Sequence[Group]) -> list[Any]:
+    """`spread` over layer groups, or over the groups where there is one value for each of these."""
+    layers = layer_groups(groups)
+    a_list = isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    if a_list and len(value) == len(groups):
+        return spread(name, value, len(groups))
+    values = spread(name, value, layers[-1] + 1)
+    return [values[layer] for layer in layers]
+
+
 def _plain(value: Any) -> Any:
     """Python's own number for one of numpy's, so that what is saved is plain."""
     return value.item() if isinstance(value, np.generic | np.ndarray) else value
@@ -165,19 +194,19 @@ class Hypers(Mapping[str, Any]):
     """
 
     def __init__(self, group: Group, names: Collection[str]) -> None:
-        self._group, self._names = group, names
+        self._group, self.names = group, names  # names: also of those without a value
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
+        if name not in self.names:
             raise KeyError(name)
         return self._group[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        check_hyper(name, self._names)
+        check_hyper(name, self.names)
         self._group[name] = _plain(value)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._group if name in self._names)
+        return (name for name in self._group if name in self.names)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

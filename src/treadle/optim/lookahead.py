@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -62,8 +63,15 @@ class Lookahead(Optimizer):
             )
         if k < 1:
             raise UsageError(f"k={k} was given, but Lookahead needs at least one step forward.")
-        cbs = [slow_weights, *opt.steppers, lookahead_step]
-        super().__init__(opt.param_groups, cbs, k=k, alpha=alpha)
+        groups = [
+            {**group, "cbs": _ahead(chain)}
+            for group, chain in zip(opt.param_groups, opt.chains, strict=True)
+        ]
+        super().__init__(groups, _ahead(opt.steppers), k=k, alpha=alpha)
         self.state.update(opt.state)
         self._flags.update(opt._flags)
         self.frozen_idx = opt.frozen_idx
+
+
+def _ahead(chain: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
+    return [slow_weights, *chain, lookahead_step]

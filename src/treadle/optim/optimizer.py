@@ -8,38 +8,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from treadle.errors import UsageError, nearest
-from treadle.optim.chain import check_chain, check_names, read_chain
-from treadle.optim.engine import run_chain
+from treadle.optim.chain import Chain, check_chain, check_names, read_chain, with_lr_mult
+from treadle.optim.engine import Engine
+from treadle.optim.explain import explain_chain
+from treadle.optim.grouped import Grouped
 from treadle.optim.groups import (
     BOOKKEEPING,
     Group,
     Hypers,
-    check_hyper,
     check_tied,
     label,
+    layer_groups,
     read_group,
     read_groups,
-    spread,
+    spread_groups,
 )
 from treadle.optim.saved import fit_saved
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Grouped, torch.optim.Optimizer):
     """A torch optimizer whose rule is a chain of steppers.
 
     Args:
         params: tensors; or (name, tensor) pairs, as from `model.named_parameters()`; or a list of
-            lists of either, one a group; or torch's list of dicts, whose further keys are the
-            hyper-parameters of that group.
+            lists of either, one a group; or torch's list of dicts, as from `param_rules`. Further
+            keys of a dict are hyper-parameters of that group, `cbs`, a chain of its own, and
+            `layer_group`, a mark by which neighbours are frozen and spread over as one.
         cbs: a stepper, or (nested) lists of them, run in this order for each parameter. A stepper
             is any callable `f(p, lr, mom, grad_avg=None, **kwargs)`: it gets the parameter and by
             keyword the hyper-parameters, flags and state that it names (all of them if it takes
             **kwargs), changes `p.data` and `p.grad` in place, and may return a dict of new state.
         defaults: values of hyper-parameters: one value, a list with one a group, or a `slice`
             spread over the groups, as in `set_hyper`. They go before what a stepper declares
-            (`f.defaults = {"mom": 0.9}`), and that before a number in its signature.
+            (`f.defaults = {"mom": 0.9}`), and that before a number in its signature. A group
+            takes those that its chain names. Any chain takes `lr_mult`: its lr is lr·lr_mult.
 
     The chain is checked at once, by running it on a small stand-in parameter; see `chain.py`.
 
@@ -64,27 +69,33 @@ class Optimizer(torch.optim.Optimizer):
       group 0: 1 parameter (2 values), lr=0.5, mom=0.9
     """
 
+    _engine: Engine | None = None  # made by the first step; what it knows is no part of a copy
+
     def __init__(self, params: Any, cbs: Any, **defaults: Any) -> None:
         self._chain = read_chain(cbs)
-        self._given: frozenset[str] = frozenset()  # the stats that the chain keeps
-        self._gives_known = True
+        self._chains: list[Chain] = []  # one a group
         self._flags: dict[Tensor, dict[str, Any]] = {}
         self.frozen_idx = 0
         groups = read_groups(params)
-        check_names(self._chain, defaults, type(self).__name__)
-        spreads = {
-            name: spread(name, value, len(groups))
-            for name, value in {**self._chain.declared, **defaults}.items()
-        }
+        own = [read_chain(group["cbs"]) for group in groups if "cbs" in group]
+        known = read_chain([chain.fns for chain in (self._chain, *own)])
+        check_names(known, defaults.keys() - {"lr_mult"}, type(self).__name__)
+        spreads = {name: spread_groups(name, v, groups) for name, v in defaults.items()}
         for i, group in enumerate(groups):
+            chain = self._read_own(group)
             for name, values in spreads.items():
-                group.setdefault(name, values[i])
+                if name in chain.names or name == "lr_mult":
+                    group.setdefault(name, values[i])
         # What the groups share is what a group that is added later gets, too.
         shared = {k: v[0] for k, v in spreads.items() if all(x is v[0] or x == v[0] for x in v)}
         super().__init__(groups, shared)
 
+    def _read_own(self, group: Group) -> Chain:
+        """The chain of `group`: its `cbs`, or else that of the optimizer."""
+        return read_chain(group["cbs"]) if "cbs" in group else self._chain
+
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group: a dict with `params` and, as further keys, hyper-parameters.
+        """Add a group: a dict with `params` and, as further keys, what `Optimizer` takes.
 
         Raises UsageError for a tensor that is in another group, ChainError for a key that no
         stepper takes or a hyper-parameter without a value.
@@ -93,39 +104,77 @@ class Optimizer(torch.optim.Optimizer):
         check_tied([*self.param_groups, group])
         if any(("param_names" in group) != ("param_names" in old) for old in self.param_groups):
             raise UsageError("the groups must have names for all parameters or for none.")
-        where = f"group {len(self.param_groups)}"
-        check_names(self._chain, group.keys() - BOOKKEEPING, where)
-        for name, value in self.defaults.items():
-            group.setdefault(name, value)
+        chain = self._read_own(group)
+        group.pop("cbs", None)
+        for name, value in {**chain.declared, **self.defaults}.items():
+            if name in chain.names or name == "lr_mult":
+                group.setdefault(name, value)
+        if "lr_mult" in group and "lr_mult" not in chain.names:
+            chain = with_lr_mult(chain)
+        chain = next((c for c in (self._chain, *self._chains) if c.fns == chain.fns), chain)
+        check_names(chain, group.keys() - BOOKKEEPING, f"group {len(self.param_groups)}")
         seen = check_chain(
-            self._chain,
+            chain,
             {name: group[name] for name in group.keys() - BOOKKEEPING},
             group["params"],
         )
-        self._given |= seen.given.keys()
-        self._gives_known &= seen.all_known
-        for name, number in self._chain.agreed.items():
+        for name, number in chain.agreed.items():
             if name not in seen.given:
                 group.setdefault(name, number)
         super().add_param_group(group)
+        for name in self.defaults.keys() - chain.names:  # torch gives every default to every group
+            group.pop(name, None)
+        chain.kept |= set(seen.given)
+        chain.kept_known &= seen.all_known
+        self._chains.append(chain)
 
     # ---- the step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step of every parameter that is not frozen and has a gradient.
 
         With a `closure`, call it first, with gradients enabled, and return what it returns.
         Raises UsageError for a sparse gradient, before any parameter has moved.
         """
+        # torch would wrap every step into a call of its hooks and a mark for its profiler, which
+        # takes as long as the step of a small model. Here it does so when somebody looks. Where a
+        # subclass has a step of its own, torch has wrapped that.
+        watched = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch._C._autograd._profiler_enabled()
+        )
+        if watched and type(self).step is Optimizer.step:
+            return _watched_step(self, closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [self._ready(group) for group in self.param_groups]
-        for hypers, params in zip(self.hypers, work, strict=True):
-            run_chain(self._chain, params, dict(hypers), self.state, self._flags)
+        if self._engine is None:
+            self._engine = Engine()
+        self._engine.step(
+            self.param_groups, self._chains, self._views, self.state, self._flags, self._ready
+        )
         return loss
+
+    def _views(self) -> list[Hypers]:
+        return self.hypers
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; without `set_to_none`, fill them with zeros."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     def _ready(self, group: Group) -> list[Tensor]:
         """The parameters of `group` that this step moves."""
@@ -147,38 +196,19 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def steppers(self) -> list[Callable[..., Any]]:
-        """The chain, as it was given, flat."""
-        return [stepper.fn for stepper in self._chain]
+        """The chain of every group that has none of its own, as it was given, flat."""
+        return self._chain.fns
 
     @property
-    def hyper_names(self) -> set[str]:
-        """The hyper-parameters: what steppers ask for and the chain does not keep as state."""
-        return set(self._chain.names - self._given)
+    def chains(self) -> list[list[Callable[..., Any]]]:
+        """The steppers of each group."""
+        return [chain.fns for chain in self._chains]
 
     @property
     def hypers(self) -> list[Hypers]:
         """A live view of each group's hyper-parameters that have a value."""
-        names = self.hyper_names
-        return [Hypers(group, names) for group in self.param_groups]
-
-    def set_hyper(self, name: str, value: Any) -> None:
-        """Set one hyper-parameter in all groups.
-
-        `value` is one value; or a list, tuple or 1-d array with one a group; or
-        `slice(start, stop)`, spread geometrically from the first group to the last (linearly if an
-        end is not positive); or `slice(stop)`: stop for the last group, stop/10 for the others.
-        Raises UsageError for a name that no stepper takes, with the nearest that one does.
-        """
-        check_hyper(name, self.hyper_names)
-        for group, v in zip(
-            self.param_groups, spread(name, value, len(self.param_groups)), strict=True
-        ):
-            group[name] = v
-
-    def set_hypers(self, **hypers: Any) -> None:
-        """`set_hyper` for each keyword."""
-        for name, value in hypers.items():
-            self.set_hyper(name, value)
+        pairs = zip(self.param_groups, self._chains, strict=True)
+        return [Hypers(group, chain.hyper_names) for group, chain in pairs]
 
     def set_flags(self, params: Tensor | Iterable[Tensor], **flags: Any) -> None:
         """Override hyper-parameters for single parameters, as in `do_wd=False` for biases.
@@ -194,22 +224,11 @@ class Optimizer(torch.optim.Optimizer):
                     f"no stepper of this optimizer takes a flag {name}; {nearest(name, known)}"
                 )
         params = [params] if isinstance(params, Tensor) else list(params)
-        mine = {p for group in self.param_groups for p in group["params"]}
-        for p in params:
-            if p not in mine:
-                raise UsageError(
-                    f"a tensor of shape {tuple(p.shape)} is not in this optimizer, so it takes no"
-                    " flags here; give parameters that the optimizer was built with."
-                )
+        self._check_mine(params)
         for p in params:
             self._flags.setdefault(p, {}).update(flags)
 
     # ---- parameters
-
-    @property
-    def param_lists(self) -> list[list[Tensor]]:
-        """The parameters, one list a group."""
-        return [group["params"] for group in self.param_groups]
 
     def all_params(
         self, n: slice | int = slice(None), with_grad: bool = False
@@ -225,36 +244,6 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]
             if p.grad is not None or not with_grad
         ]
-
-    def freeze_to(self, n: int) -> None:
-        """Freeze the groups before `n` and thaw the others; a negative `n` counts from the end.
-
-        A frozen parameter requires no gradient, loses the one it has, and is not stepped; one
-        flagged `force_train=True` stays trainable. Raises UsageError if there is no group `n`.
-        """
-        count = len(self.param_groups)
-        if not -count <= n <= count:
-            raise UsageError(f"freeze_to({n}) was called, but there are only {count} groups.")
-        self.frozen_idx = n % count if n < 0 else n
-        for i, params in enumerate(self.param_lists):
-            for p in params:
-                trains = i >= self.frozen_idx or self._flags.get(p, {}).get("force_train", False)
-                p.requires_grad_(bool(trains))
-                if not trains:
-                    p.grad = None
-
-    def freeze(self) -> None:
-        """Freeze all groups but the last. Raises UsageError if there is only one."""
-        if len(self.param_groups) == 1:
-            raise UsageError(
-                "freeze() freezes all groups but the last, and there is only one; build the"
-                " optimizer with a list of lists of parameters, one a group."
-            )
-        self.freeze_to(-1)
-
-    def unfreeze(self) -> None:
-        """Thaw all groups."""
-        self.freeze_to(0)
 
     # ---- state
 
@@ -279,10 +268,9 @@ class Optimizer(torch.optim.Optimizer):
         parameter. Raises UsageError, before anything is changed, that says what differs: groups,
         parameters, hyper-parameters, or stats that this chain does not keep.
         """
-        stat_names = self._given if self._gives_known else None
 
         def fit(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            return fit_saved(saved, self.param_groups, self.hyper_names, stat_names)
+            return fit_saved(saved, self.param_groups, self._chains)
 
         def unwrap(_: torch.optim.Optimizer) -> None:
             for p, stats in self.state.items():
@@ -301,15 +289,43 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """All that a copy needs; hooks stay behind, as in torch."""
-        mine = ("_chain", "_given", "_gives_known", "_flags", "frozen_idx")
+        mine = ("_chain", "_chains", "_flags", "frozen_idx")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in mine}}
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}: {self._chain}"]
-        for i, (params, hypers) in enumerate(zip(self.param_lists, self.hypers, strict=True)):
-            size = sum(p.numel() for p in params)
-            parts = [f"{len(params)} parameter{'s' * (len(params) != 1)} ({size:,} values)"]
-            parts += ["frozen"] * (i < self.frozen_idx)
-            parts += [f"{name}={value!r}" for name, value in hypers.items()]
-            lines.append(f"  group {i}: {', '.join(parts)}")
+        """The chain, and a line for each group; the group's own chain, if it has one, below it."""
+        shared = any(chain is self._chain for chain in self._chains)
+        lines = [f"{type(self).__name__}: {self._chain if shared else 'a chain for each group'}"]
+        layers = layer_groups(self.param_groups)
+        for i, (group, chain) in enumerate(zip(self.param_groups, self._chains, strict=True)):
+            size, count = sum(p.numel() for p in group["params"]), len(group["params"])
+            parts = [f"{count} parameter{'s' * (count != 1)} ({size:,} values)"]
+            parts += [f"layer group {layers[i]}"] * (1 < layers[-1] + 1 < len(layers))
+            parts += ["frozen"] * (layers[i] < self.frozen_idx)
+            parts += [f"{name}={value!r}" for name, value in self.hypers[i].items()]
+            name = f" ({group['name']})" if "name" in group else ""
+            lines.append(f"  group {i}{name}: {', '.join(parts)}")
+            lines += [f"    {chain}"] * (chain is not self._chain)
         return "\n".join(lines)
+
+    def explain(self) -> str:
+        """Each chain as mathematics, one line a stepper.
+
+        The formula is the first sentence of the stepper's docstring; where there is none it is the
+        stepper's source.
+
+        >>> from treadle.optim import SGD
+        >>> print(SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).explain())
+        group 0
+          weight_decay  p ← (1 - lr·wd)·p, away from the gradient ("decoupled")
+          sgd_step      p ← p - lr·g
+        """
+        texts = []
+        for chain in dict.fromkeys(map(tuple, self.chains)):
+            groups = [str(i) for i, fns in enumerate(self.chains) if tuple(fns) == chain]
+            texts.append(f"group{'s' * (len(groups) > 1)} {', '.join(groups)}")
+            texts.append(explain_chain(read_chain(chain)))
+        return "\n".join(texts)
+
+
+_watched_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)

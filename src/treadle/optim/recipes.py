@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from treadle.errors import UsageError
 from treadle.optim.lookahead import Lookahead
 from treadle.optim.optimizer import Optimizer
 from treadle.optim.steppers import (
@@ -21,6 +22,7 @@ from treadle.optim.steppers import (
     larc_layer_lr,
     larc_step,
     momentum_step,
+    nesterov_step,
     qhadam_step,
     radam_step,
     rms_prop_step,
@@ -31,15 +33,29 @@ from treadle.optim.steppers import (
 
 _MOMENTS = (partial(average_grad, dampening=True), average_sqr_grad, step_stat)
 
+# The chain of AdamW, for a rule or a recipe that gives it to some of the parameters.
+adamw_steppers = (weight_decay, *_MOMENTS, adam_step)
+
 
 def SGD(
-    params: Any, lr: Any, mom: float = 0.0, wd: float = 0.0, decouple_wd: bool = True
+    params: Any,
+    lr: Any,
+    mom: float = 0.0,
+    wd: float = 0.0,
+    decouple_wd: bool = True,
+    nesterov: bool = False,
 ) -> Optimizer:
-    """Stochastic gradient descent, with momentum if `mom` is not 0. See `momentum_step`."""
+    """Stochastic gradient descent, with momentum if `mom` is not 0. See `momentum_step`.
+
+    `nesterov` takes the other momentum, that of `nesterov_step`; raises UsageError without `mom`.
+    """
     decay = weight_decay if decouple_wd else l2_reg
+    if nesterov and mom == 0:
+        raise UsageError("nesterov=True was given without momentum; give mom, for example mom=0.9.")
     if mom == 0:
         return Optimizer(params, [decay, sgd_step], lr=lr, wd=wd)
-    return Optimizer(params, [decay, average_grad, momentum_step], lr=lr, mom=mom, wd=wd)
+    cbs = [decay, average_grad, nesterov_step if nesterov else momentum_step]
+    return Optimizer(params, cbs, lr=lr, mom=mom, wd=wd)
 
 
 def RMSProp(
@@ -61,6 +77,18 @@ def RMSProp(
         return Optimizer(params, cbs, lr=lr, sqr_mom=sqr_mom, eps=eps, wd=wd)
     cbs = [decay, average_grad, average_sqr_grad, rms_prop_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+
+def Adagrad(
+    params: Any, lr: Any, eps: float = 1e-10, wd: float = 0.0, decouple_wd: bool = True
+) -> Optimizer:
+    """Steps divided by the root of the sum of all squared gradients. Duchi et al., JMLR 12, 2011.
+
+    It is `RMSProp` with an average that forgets nothing.
+    """
+    squares = partial(average_sqr_grad, sqr_mom=1.0, dampening=False)
+    cbs = [weight_decay if decouple_wd else l2_reg, squares, rms_prop_step]
+    return Optimizer(params, cbs, lr=lr, eps=eps, wd=wd)
 
 
 def Adam(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from treadle.errors import UsageError
-from treadle.optim.groups import Group
+from treadle.optim.chain import Chain, rehearse, stand_in
+from treadle.optim.groups import BOOKKEEPING, Group, label
 
 
 class Wrapped:
@@ -29,15 +30,11 @@ class Wrapped:
 
 
 def fit_saved(
-    saved: Mapping[str, Any],
-    groups: Sequence[Group],
-    hyper_names: Collection[str],
-    stat_names: Collection[str] | None,
+    saved: Mapping[str, Any], groups: Sequence[Group], chains: Sequence[Chain]
 ) -> dict[str, Any]:
     """`saved` with its parameters in the order of `groups` and its stats wrapped.
 
-    Raises UsageError that says what differs. `stat_names` is None if what the chain keeps is not
-    known.
+    `chains` has the chain of each group. Raises UsageError that says what differs.
     """
     if not {"state", "param_groups"} <= saved.keys():
         raise UsageError(
@@ -53,11 +50,12 @@ def fit_saved(
     state: dict[int, dict[str, Wrapped]] = {}
     fitted: list[Group] = []
     for g, (theirs, mine) in enumerate(zip(saved["param_groups"], groups, strict=True)):
-        _check_hypers(g, theirs, mine, hyper_names)
+        _check_hypers(g, theirs, mine, chains[g])
         new_ids = list(itertools.islice(ids, len(mine["params"])))
-        for new, old in zip(new_ids, _matched(g, theirs, mine), strict=True):
+        for i, (new, old) in enumerate(zip(new_ids, _matched(g, theirs, mine), strict=True)):
             stats = saved["state"].get(old, {})
-            _check_stats(stats, stat_names)
+            _check_stats(stats, chains[g])
+            _check_shapes(stats, mine, i, chains[g])
             if stats:
                 state[new] = {name: Wrapped(value) for name, value in stats.items()}
         names = {"param_names": mine["param_names"]} if "param_names" in mine else {}
@@ -67,27 +65,31 @@ def fit_saved(
 
 def _matched(g: int, theirs: Group, mine: Group) -> list[Any]:
     """The saved parameter ids of group `g` in the order of this optimizer's parameters."""
-    if "param_names" in theirs and "param_names" in mine:
-        saved = dict(zip(theirs["param_names"], theirs["params"], strict=True))
-        missing = [name for name in mine["param_names"] if name not in saved]
-        extra = [name for name in saved if name not in mine["param_names"]]
+    ids = list(theirs["params"])
+    names = mine.get("param_names", [])
+    if names and set(ids) == set(names):  # as torch.distributed.checkpoint puts it
+        return list(names)
+    if "param_names" in theirs and names and not all(isinstance(i, str) for i in ids):
+        saved = dict(zip(theirs["param_names"], ids, strict=True))
+        missing = [name for name in names if name not in saved]
+        extra = [name for name in saved if name not in names]
         if missing or extra:
             raise UsageError(
                 f"group {g} of the saved optimizer does not have the parameters of this one;"
                 f" missing: {', '.join(missing) or 'none'};"
                 f" not expected: {', '.join(extra) or 'none'}."
             )
-        return [saved[name] for name in mine["param_names"]]
-    if len(theirs["params"]) != len(mine["params"]):
+        return [saved[name] for name in names]
+    if len(ids) != len(mine["params"]):
         raise UsageError(
-            f"group {g} of the saved optimizer has {len(theirs['params'])} parameters and this one"
+            f"group {g} of the saved optimizer has {len(ids)} parameters and this one"
             f" has {len(mine['params'])}; build it with the same parameters."
         )
-    return list(theirs["params"])
+    return ids
 
 
-def _check_hypers(g: int, theirs: Group, mine: Group, hyper_names: Collection[str]) -> None:
-    lacking = [name for name in mine if name in hyper_names and name not in theirs]
+def _check_hypers(g: int, theirs: Group, mine: Group, chain: Chain) -> None:
+    lacking = [name for name in mine if name in chain.hyper_names and name not in theirs]
     if lacking:
         raise UsageError(
             f"group {g} of the saved optimizer has no {', '.join(lacking)}: it was saved by"
@@ -95,10 +97,30 @@ def _check_hypers(g: int, theirs: Group, mine: Group, hyper_names: Collection[st
         )
 
 
-def _check_stats(stats: Mapping[str, Any], stat_names: Collection[str] | None) -> None:
-    unknown = [name for name in stats if stat_names is not None and name not in stat_names]
+def _check_stats(stats: Mapping[str, Any], chain: Chain) -> None:
+    unknown = [name for name in stats if chain.kept_known and name not in chain.kept]
     if unknown:
         raise UsageError(
             f"the saved state has {', '.join(unknown)}, which no stepper of this optimizer keeps;"
             " build it as the saved one was built."
         )
+
+
+def _check_shapes(stats: Mapping[str, Any], mine: Group, i: int, chain: Chain) -> None:
+    """Raise UsageError for a stat that has the shape of its parameter, but of another one."""
+    p = mine["params"][i]
+    odd = {k: v for k, v in stats.items() if isinstance(v, Tensor) and v.shape != p.shape}
+    if not odd:
+        return
+    # Stats of a shape of their own are right (a norm, a factor of a preconditioner): a rehearsal
+    # on a parameter without two equal dimensions shows which these are.
+    model = stand_in(tuple(range(2, 2 + p.ndim)), p.dtype)
+    hypers = {name: value for name, value in mine.items() if name not in BOOKKEEPING}
+    own = rehearse(chain, hypers, model).stats
+    for name, stat in odd.items():
+        if isinstance(own.get(name), Tensor) and own[name].shape == model.shape:
+            raise UsageError(
+                f"{name} of {label(mine, i)} was saved with shape {tuple(stat.shape)}, but the"
+                f" parameter has shape {tuple(p.shape)} here; build the model as the saved one was"
+                " built."
+            )

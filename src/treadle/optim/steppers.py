@@ -105,6 +105,14 @@ def momentum_step(p: Param, lr: float, grad_avg: Tensor, **kwargs: Any) -> None:
     p.data.add_(grad_avg, alpha=-lr)
 
 
+def nesterov_step(p: Param, lr: float, mom: float, grad_avg: Tensor, **kwargs: Any) -> None:
+    """p ← p - lr·(g + mom·m), with m from `average_grad`. Sutskever et al., ICML 2013, eq. 3-4.
+
+    It is Nesterov's momentum, written for the point at which the next gradient is taken.
+    """
+    p.data.add_(p.grad.data.add(grad_avg, alpha=mom), alpha=-lr)
+
+
 def rms_prop_step(
     p: Param,
     lr: float,

@@ -1,7 +1,15 @@
-"""How a chain is executed. One function is the face: `run_chain`."""
+"""How a chain is executed.
+
+`run_chain` is the definition: parameter by parameter, stepper by stepper. `Engine` gives the same
+result at the speed of the memory: in each step it runs a chain once on stand-ins that write down
+what is asked of them (`tape`, `value`, `record`), types the program that comes of it (`program`),
+compiles one that is new (`codegen_c`, `build`), and launches it on all parameters that it is good
+for (`plan`, `bucket`, `fused`). Where nothing can be compiled, `eager` runs the program.
+"""
 
 from __future__ import annotations
 
+from treadle.optim.engine.fused import Engine
 from treadle.optim.engine.reference import run_chain
 
-__all__ = ["run_chain"]
+__all__ = ["Engine", "run_chain"]

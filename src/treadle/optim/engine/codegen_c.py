@@ -1,0 +1,286 @@
+"""A program as C: one loop over the entries of a parameter, one pass for each stage of reductions.
+
+The function `run` gets its work as a table: the address of every tensor, and chunks (parameter,
+first entry, number of entries) that the threads take in any order. So the number of tensors costs
+no compile time and hardly any run time, and the result does not depend on the number of threads:
+what a reduction sums up is summed a chunk, and the chunks in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from treadle.optim.engine.ops import ELEMENTWISE, LOGIC, REDUCTIONS
+from treadle.optim.engine.program import Id, Line, Program
+
+_STORED = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.bool: "int",
+}
+_HEADER = """\
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __FMA__
+#define FMA_float(a, b, c) __builtin_fmaf(a, b, c)
+#define FMA_double(a, b, c) __builtin_fma(a, b, c)
+#elif defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+#define FMA_float(a, b, c) __builtin_fmaf(a, b, c)
+#define FMA_double(a, b, c) __builtin_fma(a, b, c)
+#else
+#define FMA_float(a, b, c) ((a) * (b) + (c))
+#define FMA_double(a, b, c) ((a) * (b) + (c))
+#endif
+
+typedef struct {
+    int64_t threads, items, tensors;
+    const int64_t *item;      /* items + 1 places in `chunk` */
+    const int64_t *chunk;     /* parameter, first entry, number of entries */
+    const int64_t *first;     /* of each parameter, the place of its first chunk; tensors + 1 */
+    void *const *address;     /* [stream][parameter] */
+    double *part, *total;     /* of reductions: [chunk][reduction], [parameter][reduction] */
+    double number[];
+} Work;
+"""
+_BF16 = """
+typedef uint16_t bf16;
+static inline float from_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+static inline bf16 to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return x != x ? 0x7fc0 : (bf16)rounded;
+}
+"""
+_F16 = """
+typedef _Float16 f16;
+static inline float from_f16(f16 x) { return (float)x; }
+static inline f16 to_f16(float x) { return (f16)x; }
+"""
+
+
+def c_source(program: Program) -> str:
+    """The C source of `program`."""
+    return "\n".join([_HEADER, *_small_types(program), *_Writer(program).functions()])
+
+
+def _small_types(program: Program) -> Iterator[str]:
+    dtypes = {t.dtype for t in program.types.values()}
+    if torch.bfloat16 in dtypes:
+        yield _BF16
+    if torch.float16 in dtypes:
+        yield _F16
+
+
+def _c_type(dtype: torch.dtype) -> str:
+    """What a value of `dtype` is held in while it is computed with."""
+    held = _STORED[dtype]
+    return "float" if held in ("bf16", "f16") else held
+
+
+class _Writer:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.reductions = [line for line in program.lines if line.name in REDUCTIONS]
+
+    def functions(self) -> Iterator[str]:
+        for stage in range(self.program.stages):
+            yield from self._pass(stage)
+            yield ""
+        yield from self._run()
+
+    # ---- one pass
+
+    def _pass(self, stage: int) -> Iterator[str]:
+        """The function that takes a chunk through pass `stage`."""
+        program = self.program
+        last = stage == program.stages - 1
+        goal = [line for line in self.reductions if line.stage == stage]
+        wanted = list(program.outs.values()) if last else [g.operands[0] for g in goal]
+        needed = self._needed(wanted)
+        full = [line for line in needed if line.type.full and line.name not in REDUCTIONS]
+        small = [line for line in needed if not line.type.full]
+        read = [s for s in program.streams if self._is_read(s, needed, wanted)]
+        streams = [s for s in program.streams if s in read or (last and s in program.outs)]
+        yield f"static void pass_{stage}(const Work *work, int64_t c)"
+        yield "{"
+        yield "    const int64_t i = work->chunk[3 * c], from = work->chunk[3 * c + 1];"
+        yield "    const int64_t n = work->chunk[3 * c + 2];"
+        yield "    (void)i; (void)from; (void)n;"
+        for s in streams:
+            yield f"    {self._pointer(s)}"
+        for i in sorted({x for line in needed for x in line.operands if str(x).startswith("$")}):
+            yield f"    const double n{i[1:]} = work->number[{i[1:]}];"  # type: ignore[index]
+        for s in streams:
+            if not program.types[s].full:
+                yield f"    {self._load(s, '0')}"
+        for line in small:
+            yield f"    {self._line(line)}"
+        for k, line in enumerate(goal):
+            yield f"    double r{k} = {REDUCTIONS[line.name].first};"
+        joins = "".join(
+            f" reduction({REDUCTIONS[line.name].join}:r{k})" for k, line in enumerate(goal)
+        )
+        yield f"    #pragma omp simd{joins}"
+        yield "    for (int64_t j = 0; j < n; j++) {"
+        for s in streams:
+            if program.types[s].full and s in read:
+                yield f"        {self._load(s, 'j')}"
+        for line in full:
+            yield f"        {self._line(line)}"
+        for k, line in enumerate(goal):
+            yield from self._accumulate(k, line)
+        if last:
+            for s, out in program.outs.items():
+                if program.types[s].full:
+                    yield f"        {self._store(s, out, 'j')}"
+        yield "    }"
+        for k, line in enumerate(goal):
+            place = f"{len(self.reductions)} * c + {self.reductions.index(line)}"
+            yield f"    work->part[{place}] = r{k};"
+        if last and any(not program.types[s].full for s in program.outs):
+            yield "    if (from == 0) {"
+            for s, out in program.outs.items():
+                if not program.types[s].full:
+                    yield f"        {self._store(s, out, '0')}"
+            yield "    }"
+        yield "}"
+
+    def _needed(self, wanted: list[Id]) -> list[Line]:
+        """The lines that `wanted` is computed by; a reduction is taken as done."""
+        found, ids = [], set(wanted)
+        for line in reversed(self.program.lines):
+            if line.id in ids:
+                found.append(line)
+                if line.name not in REDUCTIONS:
+                    ids.update(line.operands)
+        return found[::-1]
+
+    def _is_read(self, s: Id, needed: list[Line], wanted: list[Id]) -> bool:
+        return s in wanted or any(s in x.operands for x in needed if x.name not in REDUCTIONS)
+
+    def _pointer(self, s: Id) -> str:
+        t = self.program.types[s]
+        c, place = _STORED[t.dtype], self.program.streams.index(s)
+        shift = " + from" if t.full else ""
+        return (
+            f"{c} *restrict const {_name(s)}_at = ({c} *)work->address[{place} * work->tensors + i]"
+            f"{shift};"
+        )
+
+    def _load(self, s: Id, at: str) -> str:
+        c = _STORED[self.program.types[s].dtype]
+        where = f"{_name(s)}_at[{at}]"
+        value = f"from_{c}({where})" if c in ("bf16", "f16") else where
+        return f"const {_c_type(self.program.types[s].dtype)} {_name(s)} = {value};"
+
+    def _store(self, s: Id, out: Id, at: str) -> str:
+        c = _STORED[self.program.types[s].dtype]
+        value = f"to_{c}({_name(out)})" if c in ("bf16", "f16") else _name(out)
+        return f"{_name(s)}_at[{at}] = {value};"
+
+    def _accumulate(self, k: int, line: Line) -> Iterator[str]:
+        how = REDUCTIONS[line.name]
+        x = f"const double x = {_name(line.operands[0])}; const double y = {how.term};"
+        join = f"r{k} += y;" if how.join == "+" else f"r{k} = y > r{k} ? y : r{k};"
+        yield f"        {{ {x} {join} }}"
+
+    # ---- one line
+
+    def _line(self, line: Line) -> str:
+        c = _c_type(line.type.dtype)
+        return f"const {c} {_name(line.id)} = {self._expression(line)};"
+
+    def _expression(self, line: Line) -> str:
+        if line.name in REDUCTIONS:
+            n, k = len(self.reductions), self.reductions.index(line)
+            return f"({_c_type(line.type.dtype)})work->total[{n} * i + {k}]"
+        result, computed = _c_type(line.type.dtype), _c_type(line.computed)
+        if line.name == "zeros":
+            return "0"
+        if line.name in ("to_", "same"):
+            return f"({result}){_name(line.operands[1])}"
+        if line.name == "cast":
+            return self._rounded(line)
+        if line.name == "where":
+            c, *ab = line.operands
+            a, b = (f"({computed}){_name(x)}" for x in ab)
+            return f"({result})({_name(c)} ? {a} : {b})"
+        if line.name in LOGIC:
+            return LOGIC[line.name].c.format(*map(_name, line.operands))
+        op = ELEMENTWISE[line.name]
+        operands = [
+            _name(x) if self._held(x) == computed else f"(({computed}){_name(x)})"
+            for x in line.operands
+        ]
+        text = op.c.replace("FMA(", f"FMA_{computed}(").replace("(T)", f"({computed})")
+        text = text.replace("0.5f", "0.5f" if computed == "float" else "0.5")
+        text = text.format(*operands, f="f" if computed == "float" else "")
+        return text if computed == result else f"({result})({text})"
+
+    def _held(self, x: Id) -> str:
+        if isinstance(x, str) and x.startswith("$"):
+            return "double"
+        return _c_type(self.program.types[x].dtype)
+
+    def _rounded(self, line: Line) -> str:
+        stored, x = _STORED[line.type.dtype], _name(line.operands[0])
+        if stored in ("bf16", "f16"):
+            return f"from_{stored}(to_{stored}((float){x}))"
+        return f"({stored}){x}"
+
+    # ---- all passes
+
+    def _run(self) -> Iterator[str]:
+        yield "void run(const Work *work)"
+        yield "{"
+        for stage in range(self.program.stages):
+            yield "    #pragma omp parallel for schedule(dynamic) num_threads(work->threads) \\"
+            yield "        if (work->threads > 1)"
+            yield "    for (int64_t k = 0; k < work->items; k++)"
+            yield "        for (int64_t c = work->item[k]; c < work->item[k + 1]; c++)"
+            yield f"            pass_{stage}(work, c);"
+            yield from self._totals([x for x in self.reductions if x.stage == stage])
+        yield "}"
+
+    def _totals(self, lines: list[Line]) -> Iterator[str]:
+        if not lines:
+            return
+        width = len(self.reductions)
+        yield "    for (int64_t i = 0; i < work->tensors; i++) {"
+        yield "        const int64_t from = work->first[i], to = work->first[i + 1];"
+        for line in lines:
+            how, k = REDUCTIONS[line.name], self.reductions.index(line)
+            join = "t += x;" if how.join == "+" else "t = x > t ? x : t;"
+            yield "        {"
+            yield f"            double t = {how.first};"
+            yield "            for (int64_t c = from; c < to; c++) {"
+            yield f"                const double x = work->part[{width} * c + {k}];"
+            yield f"                {join}"
+            yield "            }"
+            if "n" in how.last.split():
+                yield "            const int64_t *last = work->chunk + 3 * (to - 1);"
+                yield "            const double n = last[1] + last[2];"
+            yield f"            work->total[{width} * i + {k}] = {how.last};"
+            yield "        }"
+        yield "    }"
+
+
+def _name(x: Id) -> str:
+    """The C name of a value; stats may have names that C does not know."""
+    if isinstance(x, int):
+        return {-1: "p", -2: "g"}.get(x, f"v{x}")
+    if x.startswith("$"):
+        return f"n{x[1:]}"
+    return "s_" + "".join(ch if ch.isascii() and ch.isalnum() else f"_{ord(ch):x}_" for ch in x)
