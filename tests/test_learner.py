@@ -18,6 +18,7 @@ from treadle.all import (
     DataLoaders,
     Learner,
     Optimizer,
+    ScheduleFreeAdamW,
     TerminateOnNaNCallback,
     UsageError,
     accuracy,
@@ -151,6 +152,20 @@ def test_torchs_own_optimizers_train(opt_func):
     learn.fit_one_cycle(3, 0.01)
     assert learn.validate()[0] < start
     assert max(learn.recorder.lrs) == pytest.approx(0.01, rel=0.1)
+
+
+def test_schedule_free_weights_are_judged_in_evaluation_mode():
+    learn = tiny_learner(opt_func=ScheduleFreeAdamW)
+    seen = {}
+
+    def keep(name):
+        return lambda cb: seen.setdefault(name, []).append(cb.model[0].weight.detach().clone())
+
+    watch = Callback(after_train=keep("trained"), after_validate=keep("judged"))
+    learn.fit(2, 0.01, cbs=watch)
+    assert len(seen["trained"]) == 2
+    for trained, judged in zip(seen["trained"], seen["judged"], strict=True):
+        assert not torch.equal(trained, judged)
 
 
 def test_gradients_left_over_do_not_leak_into_a_fit():
