@@ -405,6 +405,7 @@ def test_hooks_of_a_subclass_with_a_step_of_its_own_are_called_once():
     assert calls == ["post"]
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.11
 def test_the_profiler_sees_the_step():
     opt = SGD([parameter(1.0)], lr=0.1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
