@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import statistics
 import subprocess
 import sys
 import time
@@ -143,10 +142,10 @@ def test_import_costs_little_more_than_torch():
         subprocess.run([sys.executable, "-c", code], check=True)
         return time.perf_counter() - start
 
-    pairs = [(seconds("import torch"), seconds("import torch, treadle.all")) for _ in range(3)]
-    torch_alone = statistics.median(first for first, _ in pairs)
-    with_treadle = statistics.median(second for _, second in pairs)
-    assert with_treadle <= torch_alone + 0.4 * max(1.0, torch_alone)
+    # In turns, and the least of each: what else the machine does only ever adds.
+    pairs = [(seconds("import torch"), seconds("import torch, treadle.all")) for _ in range(4)]
+    torch_alone, with_treadle = map(min, zip(*pairs, strict=True))
+    assert with_treadle <= torch_alone + 0.4
 
 
 @pytest.mark.parametrize("module", ["treadle", "treadle.learner", "treadle.data", "treadle.all"])
