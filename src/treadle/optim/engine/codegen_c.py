@@ -14,6 +14,7 @@ import torch
 
 from treadle.optim.engine.ops import ELEMENTWISE, LOGIC, REDUCTIONS
 from treadle.optim.engine.program import Id, Line, Program
+from treadle.optim.engine.tape import Type
 
 _STORED = {
     torch.float32: "float",
@@ -22,6 +23,8 @@ _STORED = {
     torch.float16: "f16",
     torch.bool: "int",
 }
+_BLOCK = 512  # entries that a reduction joins before it goes on in double
+
 _HEADER = """\
 #include <math.h>
 #include <stdint.h>
@@ -93,10 +96,14 @@ class _Writer:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.reductions = [line for line in program.lines if line.name in REDUCTIONS]
+        self.small_outs = {s: x for s, x in program.outs.items() if not program.types[s].full}
 
     def functions(self) -> Iterator[str]:
         for stage in range(self.program.stages):
             yield from self._pass(stage)
+            yield ""
+        if self.small_outs:
+            yield from self._finish()
             yield ""
         yield from self._run()
 
@@ -107,12 +114,13 @@ class _Writer:
         program = self.program
         last = stage == program.stages - 1
         goal = [line for line in self.reductions if line.stage == stage]
-        wanted = list(program.outs.values()) if last else [g.operands[0] for g in goal]
+        outs = {s: x for s, x in program.outs.items() if last and program.types[s].full}
+        wanted = list(outs.values()) if last else [g.operands[0] for g in goal]
         needed = self._needed(wanted)
         full = [line for line in needed if line.type.full and line.name not in REDUCTIONS]
         small = [line for line in needed if not line.type.full]
         read = [s for s in program.streams if self._is_read(s, needed, wanted)]
-        streams = [s for s in program.streams if s in read or (last and s in program.outs)]
+        streams = [s for s in program.streams if s in read or s in outs]
         yield f"static void pass_{stage}(const Work *work, int64_t c)"
         yield "{"
         yield "    const int64_t i = work->chunk[3 * c], from = work->chunk[3 * c + 1];"
@@ -120,41 +128,81 @@ class _Writer:
         yield "    (void)i; (void)from; (void)n;"
         for s in streams:
             yield f"    {self._pointer(s)}"
-        for i in sorted({x for line in needed for x in line.operands if str(x).startswith("$")}):
-            yield f"    const double n{i[1:]} = work->number[{i[1:]}];"  # type: ignore[index]
-        for s in streams:
-            if not program.types[s].full:
-                yield f"    {self._load(s, '0')}"
-        for line in small:
-            yield f"    {self._line(line)}"
-        for k, line in enumerate(goal):
-            yield f"    double r{k} = {REDUCTIONS[line.name].first};"
-        joins = "".join(
-            f" reduction({REDUCTIONS[line.name].join}:r{k})" for k, line in enumerate(goal)
-        )
+        yield from self._once(needed, [s for s in streams if not program.types[s].full], small)
+        body = [self._load(s, "j") for s in streams if program.types[s].full and s in read]
+        body += map(self._line, full)
+        body += [self._store(s, out, "j") for s, out in outs.items()]
+        yield from self._reduced(goal, body) if goal else self._looped("0", "n", body)
+        yield "}"
+
+    def _looped(self, start: str, stop: str, body: list[str], joins: str = "") -> Iterator[str]:
+        """The loop over entries."""
         yield f"    #pragma omp simd{joins}"
-        yield "    for (int64_t j = 0; j < n; j++) {"
-        for s in streams:
-            if program.types[s].full and s in read:
-                yield f"        {self._load(s, 'j')}"
-        for line in full:
-            yield f"        {self._line(line)}"
+        yield f"    for (int64_t j = {start}; j < {stop}; j++) {{"
+        for line in body:
+            yield f"        {line}"
+        yield "    }"
+
+    def _reduced(self, goal: list[Line], body: list[str]) -> Iterator[str]:
+        """The loop of a pass that ends in reductions.
+
+        A few hundred entries are joined in the type that they have, which the processor does many
+        at a time, and those results in double.
+        """
+        joins = ""
         for k, line in enumerate(goal):
-            yield from self._accumulate(k, line)
-        if last:
-            for s, out in program.outs.items():
-                if program.types[s].full:
-                    yield f"        {self._store(s, out, 'j')}"
+            how, c = REDUCTIONS[line.name], _c_type(self._of(line).dtype)
+            body = [*body, *self._accumulate(k, line, c)]
+            joins += f" reduction({how.join}:b{k})" + f" reduction(+:nans{k})" * (how.join == "max")
+            yield f"    double r{k} = {how.first};"
+        yield "    for (int64_t start = 0, stop; start < n; start = stop) {"
+        yield f"    stop = n - start < {_BLOCK} ? n : start + {_BLOCK};"
+        for k, line in enumerate(goal):
+            how, c = REDUCTIONS[line.name], _c_type(self._of(line).dtype)
+            yield f"    {c} b{k} = {how.first};" + f" int nans{k} = 0;" * (how.join == "max")
+        yield from self._looped("start", "stop", body, joins)
+        for k, line in enumerate(goal):
+            if REDUCTIONS[line.name].join == "+":
+                yield f"    r{k} += b{k};"
+            else:  # comparisons lose a NaN
+                yield f"    r{k} = nans{k} ? NAN : b{k} > r{k} ? b{k} : r{k};"
         yield "    }"
         for k, line in enumerate(goal):
             place = f"{len(self.reductions)} * c + {self.reductions.index(line)}"
             yield f"    work->part[{place}] = r{k};"
-        if last and any(not program.types[s].full for s in program.outs):
-            yield "    if (from == 0) {"
-            for s, out in program.outs.items():
-                if not program.types[s].full:
-                    yield f"        {self._store(s, out, '0')}"
-            yield "    }"
+
+    def _of(self, line: Line) -> Type:
+        """The type of what `line` reduces."""
+        (operand,) = line.operands
+        return self.program.types[operand]
+
+    def _once(self, needed: list[Line], streams: list[Id], small: list[Line]) -> Iterator[str]:
+        """What is the same for all entries: numbers, tensors of no dimensions, and their lines."""
+        for i in sorted({x for line in needed for x in line.operands if str(x).startswith("$")}):
+            yield f"    const double n{i[1:]} = work->number[{i[1:]}];"  # type: ignore[index]
+        for s in streams:
+            yield f"    {self._load(s, '0')}"
+        for line in small:
+            yield f"    {self._line(line)}"
+
+    def _finish(self) -> Iterator[str]:
+        """The function that writes a parameter's tensors of no dimensions.
+
+        All chunks read them, so they are written when the last chunk is done.
+        """
+        wanted = list(self.small_outs.values())
+        needed = self._needed(wanted)
+        read = [s for s in self.program.streams if self._is_read(s, needed, wanted)]
+        yield "static void finish(const Work *work, int64_t i)"
+        yield "{"
+        yield "    const int64_t from = 0;"
+        yield "    (void)from;"
+        for s in self.program.streams:
+            if s in read or s in self.small_outs:
+                yield f"    {self._pointer(s)}"
+        yield from self._once(needed, read, needed)
+        for s, out in self.small_outs.items():
+            yield f"    {self._store(s, out, '0')}"
         yield "}"
 
     def _needed(self, wanted: list[Id]) -> list[Line]:
@@ -190,11 +238,13 @@ class _Writer:
         value = f"to_{c}({_name(out)})" if c in ("bf16", "f16") else _name(out)
         return f"{_name(s)}_at[{at}] = {value};"
 
-    def _accumulate(self, k: int, line: Line) -> Iterator[str]:
+    def _accumulate(self, k: int, line: Line, c: str) -> Iterator[str]:
         how = REDUCTIONS[line.name]
-        x = f"const double x = {_name(line.operands[0])}; const double y = {how.term};"
-        join = f"r{k} += y;" if how.join == "+" else f"r{k} = y > r{k} ? y : r{k};"
-        yield f"        {{ {x} {join} }}"
+        x = f"const {c} x = {_name(line.operands[0])}; const {c} y = {how.term};"
+        if how.join == "+":
+            yield f"{{ {x} b{k} += y; }}"
+        else:
+            yield f"{{ {x} b{k} = y > b{k} ? y : b{k}; nans{k} += y != y; }}"
 
     # ---- one line
 
@@ -252,6 +302,9 @@ class _Writer:
             yield "        for (int64_t c = work->item[k]; c < work->item[k + 1]; c++)"
             yield f"            pass_{stage}(work, c);"
             yield from self._totals([x for x in self.reductions if x.stage == stage])
+        if self.small_outs:
+            yield "    for (int64_t i = 0; i < work->tensors; i++)"
+            yield "        finish(work, i);"
         yield "}"
 
     def _totals(self, lines: list[Line]) -> Iterator[str]:
@@ -262,7 +315,7 @@ class _Writer:
         yield "        const int64_t from = work->first[i], to = work->first[i + 1];"
         for line in lines:
             how, k = REDUCTIONS[line.name], self.reductions.index(line)
-            join = "t += x;" if how.join == "+" else "t = x > t ? x : t;"
+            join = "t += x;" if how.join == "+" else "t = t != t || x < t ? t : x;"
             yield "        {"
             yield f"            double t = {how.first};"
             yield "            for (int64_t c = from; c < to; c++) {"

@@ -1,0 +1,62 @@
+"""What is particular to programs in C: chunks, threads, and reductions in blocks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from treadle.optim import Optimizer
+from treadle.optim.engine import Engine
+
+
+def stepped(kind: str, stepper, grads: list[torch.Tensor], **hypers: float) -> torch.Tensor:
+    """A parameter of zeros after one step for each of `grads`."""
+    p = nn.Parameter(torch.zeros_like(grads[0]))
+    opt = Optimizer([p], stepper, **hypers)
+    opt._engine = Engine(kind)
+    for grad in grads:
+        p.grad = grad
+        opt.step()
+    return p.data
+
+
+def test_a_stat_of_no_dimensions_is_written_when_all_chunks_have_read_it():
+    def counts(p, lr, n=None):
+        n = torch.zeros_like(p.grad.sum()) if n is None else n
+        p.data.sub_(p.grad.data * (n + 1), alpha=lr)
+        return {"n": n + 1}
+
+    p = stepped("c", counts, [torch.ones(100_000)] * 3, lr=1.0)
+    assert torch.equal(p, torch.full_like(p, -6.0))
+
+
+REDUCTIONS = {
+    "amax": lambda g: g.amax(),
+    "amin": lambda g: g.amin(),
+    "norm": lambda g: g.norm(),
+    "norm1": lambda g: g.norm(1),
+    "norminf": lambda g: torch.linalg.vector_norm(g, math.inf),
+    "sum": lambda g: g.sum(),
+    "mean": lambda g: g.mean(),
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_reductions_pass_nan_on_and_are_right(name, dtype):
+    def step(p, lr):
+        p.data.sub_(REDUCTIONS[name](p.grad.data), alpha=lr)
+
+    grad = torch.randn(40_000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = -REDUCTIONS[name](grad.double())
+    found = stepped("c", step, [grad], lr=1.0)[0]
+    tolerance = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 8e-3}[dtype]
+    scale = max(abs(expected.item()), grad.double().abs().sum().item() / len(grad))
+    assert abs(found.item() - expected.item()) <= tolerance * scale
+    for at in (0, 511, 512, 39_999):
+        poisoned = grad.clone()
+        poisoned[at] = math.nan
+        assert stepped("c", step, [poisoned], lr=1.0).isnan().all()
