@@ -19,6 +19,7 @@ from treadle.optim.engine.ops import REDUCTIONS
 from treadle.optim.engine.program import Program
 from treadle.optim.engine.record import PLAIN
 from treadle.optim.engine.tape import Kind, Type
+from treadle.optim.engine.walk import walk
 from treadle.optim.groups import Group, Hypers
 
 Stats = dict[str, Any]
@@ -37,7 +38,7 @@ class Bucket:
 
     What a step relies on is looked at in each step, by `fresh`, because nothing here is ours
     alone: autograd replaces gradients, a user may replace or clear stats, freeze a parameter, or
-    move a model. All of it is lists compared with lists, a few ten nanoseconds a tensor.
+    move a model. `walk` does so in C; what it cannot tell, or without it, is asked in Python.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Bucket:
         self._strides = [strides(p) for p in params]
         self._addresses = [list(map(_address, column)) for column in self.streams]
         self.table = array("Q", [a for column in self._addresses for a in column])
+        at = self.table.buffer_info()[0]
+        self._look = walk(params, stats, self.tensors, self.numbers, at)
         self.layout = Layout([p.numel() for p in params])
 
     @property
@@ -82,6 +85,10 @@ class Bucket:
 
     def fresh(self) -> bool:
         """Whether all is as it was but for values, and for gradients of the same layout."""
+        return (self._look is not None and self._look()) or self._seen_fresh()
+
+    def _seen_fresh(self) -> bool:
+        """`fresh`, asked in Python."""
         params, stats, n = self.params, self.stats, len(self.params)
         try:
             if list(map(_requires_grad, params)) != self._requires:
@@ -90,10 +97,7 @@ class Bucket:
             if list(map(_address, params)) != self._addresses[0] or not self._fit(grads):
                 return False
             # Gradients are not held: zero_grad is to free them.
-            addresses = list(map(_address, grads))
-            if addresses != self._addresses[1]:
-                self._addresses[1] = addresses
-                self.table[n : 2 * n] = array("Q", addresses)
+            self.table[n : 2 * n] = array("Q", map(_address, grads))
             if list(map(len, stats)).count(self._width) != n:
                 return False
             for name in self.numbers:
@@ -117,7 +121,8 @@ class Bucket:
 
     def separate_grads(self) -> bool:
         """Whether no two parameters have one gradient, so that it can be written."""
-        return len(set(self._addresses[1])) == len(self.params)
+        n = len(self.params)
+        return len(set(self.table[n : 2 * n])) == n
 
     def keep(self, numbers: Mapping[str, Any]) -> None:
         """Keep the stats that are numbers."""
