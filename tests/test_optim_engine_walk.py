@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
 from test_optim_engine_steps import (  # noqa: F401  the same, asked in Python
     on,
     test_another_dtype_in_mid_run,
@@ -18,8 +20,6 @@ from test_optim_engine_steps import (  # noqa: F401  the same, asked in Python
     test_two_parameters_with_one_gradient,
     test_zero_grad_frees_the_gradients,
 )
-from torch import nn
-
 from treadle.optim import Adam
 from treadle.optim.engine import bucket
 
