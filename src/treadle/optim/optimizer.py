@@ -12,7 +12,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from treadle.errors import UsageError, nearest
 from treadle.optim.chain import Chain, check_chain, check_names, read_chain, with_lr_mult
-from treadle.optim.engine import Engine
+from treadle.optim.engine import COMPENSATION, Engine, Guard
 from treadle.optim.explain import explain_chain
 from treadle.optim.grouped import Grouped
 from treadle.optim.groups import (
@@ -26,10 +26,11 @@ from treadle.optim.groups import (
     read_groups,
     spread_groups,
 )
+from treadle.optim.guarded import Guarded
 from treadle.optim.saved import fit_saved
 
 
-class Optimizer(Grouped, torch.optim.Optimizer):
+class Optimizer(Grouped, Guarded, torch.optim.Optimizer):
     """A torch optimizer whose rule is a chain of steppers.
 
     Args:
@@ -75,6 +76,7 @@ class Optimizer(Grouped, torch.optim.Optimizer):
         self._chain = read_chain(cbs)
         self._chains: list[Chain] = []  # one a group
         self._flags: dict[Tensor, dict[str, Any]] = {}
+        self._guard = Guard()
         self.frozen_idx = 0
         groups = read_groups(params)
         own = [read_chain(group["cbs"]) for group in groups if "cbs" in group]
@@ -159,10 +161,19 @@ class Optimizer(Grouped, torch.optim.Optimizer):
                 loss = closure()
         if self._engine is None:
             self._engine = Engine()
+        groups, guard = self.param_groups, self._guard_now()
         self._engine.step(
-            self.param_groups, self._chains, self._views, self.state, self._flags, self._ready
+            groups, self._chains, self._views, self.state, self._flags, self._ready, guard
         )
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler may leave it to the step to unscale gradients or do nothing.
+
+        It does then not wait for the device to learn whether one has overflowed.
+        """
+        return type(self).step is Optimizer.step
 
     def _views(self) -> list[Hypers]:
         return self.hypers
@@ -256,6 +267,8 @@ class Optimizer(Grouped, torch.optim.Optimizer):
 
         Unlike torch's it is a snapshot: the tensors are copies, which later steps do not change.
         """
+        if self._engine is not None:
+            self._engine.settle()
         saved = copy.deepcopy(super().state_dict())
         saved["state"] = {k: stats for k, stats in saved["state"].items() if stats}
         return saved
@@ -270,7 +283,8 @@ class Optimizer(Grouped, torch.optim.Optimizer):
         """
 
         def fit(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            return fit_saved(saved, self.param_groups, self._chains)
+            extra = {COMPENSATION} if self._guard.rounding == "kahan" else set()
+            return fit_saved(saved, self.param_groups, self._chains, extra)
 
         def unwrap(_: torch.optim.Optimizer) -> None:
             for p, stats in self.state.items():
@@ -289,7 +303,7 @@ class Optimizer(Grouped, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """All that a copy needs; hooks stay behind, as in torch."""
-        mine = ("_chain", "_chains", "_flags", "frozen_idx")
+        mine = ("_chain", "_chains", "_flags", "_guard", "frozen_idx")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in mine}}
 
     def __repr__(self) -> str:
@@ -306,6 +320,7 @@ class Optimizer(Grouped, torch.optim.Optimizer):
             name = f" ({group['name']})" if "name" in group else ""
             lines.append(f"  group {i}{name}: {', '.join(parts)}")
             lines += [f"    {chain}"] * (chain is not self._chain)
+        lines += [f"  {self._guard}"] * (str(self._guard) != "")
         return "\n".join(lines)
 
     def explain(self) -> str:

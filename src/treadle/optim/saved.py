@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,11 +30,15 @@ class Wrapped:
 
 
 def fit_saved(
-    saved: Mapping[str, Any], groups: Sequence[Group], chains: Sequence[Chain]
+    saved: Mapping[str, Any],
+    groups: Sequence[Group],
+    chains: Sequence[Chain],
+    extra: Collection[str] = (),
 ) -> dict[str, Any]:
     """`saved` with its parameters in the order of `groups` and its stats wrapped.
 
-    `chains` has the chain of each group. Raises UsageError that says what differs.
+    `chains` has the chain of each group, `extra` names stats beside those of a chain.
+    Raises UsageError that says what differs.
     """
     if not {"state", "param_groups"} <= saved.keys():
         raise UsageError(
@@ -54,7 +58,7 @@ def fit_saved(
         new_ids = list(itertools.islice(ids, len(mine["params"])))
         for i, (new, old) in enumerate(zip(new_ids, _matched(g, theirs, mine), strict=True)):
             stats = saved["state"].get(old, {})
-            _check_stats(stats, chains[g])
+            _check_stats([name for name in stats if name not in extra], chains[g])
             _check_shapes(stats, mine, i, chains[g])
             if stats:
                 state[new] = {name: Wrapped(value) for name, value in stats.items()}
@@ -97,7 +101,7 @@ def _check_hypers(g: int, theirs: Group, mine: Group, chain: Chain) -> None:
         )
 
 
-def _check_stats(stats: Mapping[str, Any], chain: Chain) -> None:
+def _check_stats(stats: Iterable[str], chain: Chain) -> None:
     unknown = [name for name in stats if chain.kept_known and name not in chain.kept]
     if unknown:
         raise UsageError(

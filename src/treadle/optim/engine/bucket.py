@@ -6,6 +6,7 @@ import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -50,6 +51,7 @@ class Bucket:
         kind: Kind,
         params: list[Tensor],
         stats: list[Stats],
+        scale: Tensor | None = None,
     ) -> None:
         self.chain, self.hypers, self.flags, self.kind = chain, hypers, flags, kind
         self.params, self.stats = params, stats
@@ -60,9 +62,16 @@ class Bucket:
         self._width = len(stats[0])
         self._requires = list(map(_requires_grad, params))
         self._columns = [[s[name] for s in stats] for name in self.tensors]
+        new = partial(torch.ones, dtype=torch.float64, device=kind.device)
+        self.scale, self.norms = new(()) if scale is None else scale, new(len(params))
         self._contiguous = all(map(_contiguous, params))
         self._strides = [strides(p) for p in params]
-        self._addresses = [list(map(_address, column)) for column in self.streams]
+        self._addresses = [
+            list(map(_address, column))
+            for column in (params, map(_grad, params), *self._columns, [self.scale] * len(params))
+        ]
+        at = self.norms.data_ptr()
+        self._addresses.append(list(range(at, at + 8 * len(params), 8)))
         self.table = array("Q", [a for column in self._addresses for a in column])
         at = self.table.buffer_info()[0]
         self._look = walk(params, stats, self.tensors, self.numbers, at)
@@ -70,8 +79,9 @@ class Bucket:
 
     @property
     def streams(self) -> list[list[Tensor]]:
-        """The parameters, the gradients, the stats by name."""
-        return [self.params, list(map(_grad, self.params)), *self._columns]
+        """The parameters, the gradients, the stats by name, what a guard keeps."""
+        grads, scales = list(map(_grad, self.params)), [self.scale] * len(self.params)
+        return [self.params, grads, *self._columns, scales, list(self.norms.unbind())]
 
     def known(self) -> dict[str, Any]:
         """What steppers know beside tensors: hyper-parameters, flags, stats that are numbers."""
@@ -142,9 +152,8 @@ class Bucket:
                 elif name in numbers:
                     s[name] = numbers[name]
         kind = replace(self.kind, stats={**self.kind.stats, **new})
-        return Bucket(
-            self.chain, self._group, self.hypers, self.flags, kind, self.params, self.stats
-        )
+        common = self.chain, self._group, self.hypers, self.flags
+        return Bucket(*common, kind, self.params, self.stats, self.scale)
 
     def split(self) -> list[Bucket]:
         """One bucket for each shape."""
@@ -161,6 +170,7 @@ class Bucket:
                 self.flags,
                 replace(self.kind, shape=shape),
                 *both,
+                self.scale,
             )
             for shape, both in by_shape.items()
         ]

@@ -14,6 +14,7 @@ import torch
 
 from treadle.optim.engine.ops import ELEMENTWISE, LOGIC, REDUCTIONS
 from treadle.optim.engine.program import Id, Line, Program
+from treadle.optim.engine.rounding import C_SOURCE
 from treadle.optim.engine.tape import Type
 
 _STORED = {
@@ -84,6 +85,8 @@ def _small_types(program: Program) -> Iterator[str]:
         yield _BF16
     if torch.float16 in dtypes:
         yield _F16
+    if any(line.name == "stochastic" for line in program.lines):
+        yield C_SOURCE
 
 
 def _c_type(dtype: torch.dtype) -> str:
@@ -263,6 +266,10 @@ class _Writer:
             return f"({result}){_name(line.operands[1])}"
         if line.name == "cast":
             return self._rounded(line)
+        if line.name == "stochastic":
+            x, seed = map(_name, line.operands)
+            stored = _STORED[line.type.dtype]
+            return f"stochastic_{stored}({x}, key_of({seed}, i), from + j)"
         if line.name == "where":
             c, *ab = line.operands
             a, b = (f"({computed}){_name(x)}" for x in ab)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from treadle.optim.engine.ops import ELEMENTWISE, LOGIC, REDUCTIONS
 from treadle.optim.engine.program import Line, Program
+from treadle.optim.engine.rounding import SMALL, stochastic
 
 _AT_ONCE = 1 << 20  # entries: what an operation makes anew at once stays small beside the model
 
@@ -22,12 +23,13 @@ def run_eagerly(
     program: Program, streams: Sequence[Sequence[Tensor]], numbers: Sequence[float]
 ) -> None:
     """Run `program` on `streams`, one list of tensors for each of its streams."""
-    for part in _parts([p.numel() for p in streams[0]]):
+    for part in parts([p.numel() for p in streams[0]]):
         values: dict[Any, Any] = {f"${i}": number for i, number in enumerate(numbers)}
         mine = [list(stream[part]) for stream in streams]
-        values.update(zip(program.streams, mine, strict=True))
+        # As in compiled programs, 16 bits are what a tensor is kept in, not computed in.
+        values.update(zip(program.streams, map(_held, mine), strict=True))
         for line in program.lines:
-            values[line.id] = _result(program, line, values)
+            values[line.id] = _result(line, values, part.start)
         # All is computed before the first is written: a result may be another's old value.
         results = {name: values[out] for name, out in program.outs.items()}
         for name, out in program.outs.items():
@@ -37,7 +39,7 @@ def run_eagerly(
             torch._foreach_copy_(mine[program.streams.index(name)], result)
 
 
-def _parts(sizes: Sequence[int]) -> Iterator[slice]:
+def parts(sizes: Sequence[int]) -> Iterator[slice]:
     """Runs of tensors that together have at most `_AT_ONCE` entries, or of one tensor."""
     start = total = 0
     for i, size in enumerate(sizes):
@@ -48,9 +50,15 @@ def _parts(sizes: Sequence[int]) -> Iterator[slice]:
     yield slice(start, len(sizes))
 
 
-def _result(program: Program, line: Line, values: dict[Any, Any]) -> list[Tensor]:
+def _held(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.float() if t.dtype in SMALL else t for t in tensors]
+
+
+def _result(line: Line, values: dict[Any, Any], first: int) -> list[Tensor]:
+    """What `line` gives for tensors of which the first has the place `first` in the bucket."""
     operands = [values[x] for x in line.operands]
-    name, dtype = line.name, line.type.dtype
+    name, kept = line.name, line.type.dtype
+    dtype = torch.float32 if kept in SMALL else kept
     lists = [x for x in operands if isinstance(x, list)]
     if name == "zeros":
         return [torch.zeros_like(t, dtype=dtype) for t in lists[0]]
@@ -59,7 +67,10 @@ def _result(program: Program, line: Line, values: dict[Any, Any]) -> list[Tensor
             return [torch.full_like(t, operands[1]) for t in lists[0]]
         return [_written(t, x, dtype) for t, x in zip(*operands, strict=True)]
     if name == "cast":
-        return [t.to(dtype) for t in lists[0]]
+        return [t.to(kept).to(dtype) for t in lists[0]]
+    if name == "stochastic":
+        seed = int(operands[1])
+        return [stochastic(t, kept, seed, first + i) for i, t in enumerate(lists[0])]
     if name in REDUCTIONS:
         return [REDUCTIONS[name].eager(t) for t in lists[0]]
     op = ELEMENTWISE.get(name) or LOGIC.get(name)

@@ -19,11 +19,14 @@ from treadle.optim.engine.bucket import Bucket, Launch
 from treadle.optim.engine.build import Kernel, NoCompiler, build
 from treadle.optim.engine.codegen_c import c_source
 from treadle.optim.engine.eager import run_eagerly
+from treadle.optim.engine.guard import THE_NORM, UNGUARDED, Guard, Verdict
+from treadle.optim.engine.loose import run_guarded
 from treadle.optim.engine.plan import Plan, has_tensors
 from treadle.optim.engine.program import Program
 from treadle.optim.engine.record import record
 from treadle.optim.engine.reference import run_chain
 from treadle.optim.engine.tape import (
+    SCALE,
     Code,
     G,
     Kind,
@@ -31,6 +34,7 @@ from treadle.optim.engine.tape import (
     NotThisTime,
     OnMatrices,
     Outs,
+    P,
     ShapeAsked,
 )
 from treadle.optim.groups import Group, Hypers
@@ -61,6 +65,11 @@ class Engine:
                 f" only {', '.join(ENGINES)}."
             )
         self.programs: dict[Any, Program] = {}
+        self.skipped = 0  # steps that were left out, as far as `settle` knows
+        self.scale: Tensor | None = None  # of the gradients in this step
+        self._guard = UNGUARDED
+        self._verdict: Verdict | None = None
+        self._undo: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._plan: Plan | None = None
         # By id; the chains live as long as the optimizer, and with it the engine.
         self._refused: set[int] = set()
@@ -74,16 +83,21 @@ class Engine:
         state: State,
         flags: Flags,
         ready: Callable[[Group], list[Tensor]],
+        guard: Guard = UNGUARDED,
     ) -> None:
         """Take one step of the parameters `ready(group)` of each group.
 
         `chains` and `views()`, the hyper-parameters, have one entry a group.
         """
+        self.settle()
         plan = self._plan
         if plan is None or not plan.holds(groups, chains, state, flags, ready):
             refused = set(map(id, chains)) if self.kind == "reference" else self._refused
             plan = Plan(groups, chains, views(), state, flags, ready, refused, self._by_shape)
         self._plan = None  # until all has gone well
+        self._guard = guard
+        if guard.scales:
+            self._scale(plan)
         buckets = plan.buckets
         for i, bucket in enumerate(buckets):
             try:
@@ -94,7 +108,47 @@ class Engine:
         else:
             self._plan = plan
         for chain, hypers, params in plan.loose:
-            _refer(chain, hypers, params, state, flags)
+            self._refer(chain, hypers, params, state, flags)
+        if guard.masks and self.scale is not None:
+            self._verdict = Verdict(self.scale)
+            if not self.scale.is_cuda:
+                self.settle()
+
+    def settle(self) -> None:
+        """Put back the numbers of a step that was left out; on a GPU, wait until that is known.
+
+        What is on the device was left as it was by the step itself. Counts and the like are kept
+        by the host, which learns of it later.
+        """
+        if self._verdict is not None and not self._verdict.taken:
+            self.skipped += 1
+            for stats, numbers in self._undo:
+                stats.update(numbers)
+        self._verdict, self._undo = None, []
+
+    def _scale(self, plan: Plan) -> None:
+        """Compute the scale of the gradients and hand it to all that use it."""
+        norm = None
+        if self._guard.measures:
+            norms = [self._norm(bucket) for bucket in plan.buckets]
+            norms += [_norm_of(p) for _, _, params in plan.loose for p in params]
+            if not norms:
+                return
+            norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+        self.scale = self._guard.scale(norm)
+        for bucket in plan.buckets:
+            bucket.scale.copy_(self.scale)
+
+    def _norm(self, bucket: Bucket) -> Tensor:
+        """The norm of all gradients of `bucket`."""
+        launch = bucket.launches.get(THE_NORM)
+        if launch is None:
+            outs: Outs = (P, G, *bucket.kind.names, SCALE, len(THE_NORM) - 1)
+            program = self._program(THE_NORM, outs, 0, bucket.kind)
+            launch = bucket.launches[THE_NORM] = self._launch(bucket, program)
+        launch(())
+        total: Tensor = torch.linalg.vector_norm(bucket.norms)
+        return total
 
     def _step_otherwise(
         self, buckets: list[Bucket], refusal: NotRecorded, state: State, flags: Flags
@@ -105,12 +159,12 @@ class Engine:
             self._by_shape.add(id(first.chain))
             others = [*first.split(), *others]
         else:
-            _refer(first.chain, first.hypers, first.params, state, flags)
+            self._refer(first.chain, first.hypers, first.params, state, flags)
             # That has raised nothing, so it is the recorder that falls short.
             self._note(refusal, first)
         for i, bucket in enumerate(others):
             if id(bucket.chain) in self._refused:
-                _refer(bucket.chain, bucket.hypers, bucket.params, state, flags)
+                self._refer(bucket.chain, bucket.hypers, bucket.params, state, flags)
                 continue
             try:
                 self._run(bucket)
@@ -131,19 +185,48 @@ class Engine:
 
     def _run(self, bucket: Bucket) -> Bucket:
         """Step the parameters of `bucket`; the bucket that takes its place."""
+        guard = self._guard
         code, outs, numbers, kept, new, returned = record(bucket.chain, bucket.known(), bucket.kind)
-        if outs[1] != G and not bucket.separate_grads():
+        if outs[1] != G and not guard.scales and not bucket.separate_grads():
             raise NotThisTime("two parameters have one gradient, and a stepper writes to it")
-        launch = bucket.launches.get((code, outs))
+        numbers += guard.seeds(bucket.kind.dtype)
+        launch = bucket.launches.get((code, outs, guard.form))
         if launch is None:
-            kind = replace(bucket.kind, stats={**bucket.kind.stats, **new})
-            program = self._program(code, outs, len(numbers), kind)
-            if new or any(name not in bucket.numbers for name in kept):
-                bucket = bucket.extended(new, kept, returned)
-            launch = bucket.launches[code, outs] = self._launch(bucket, program)
+            new_names = new | guard.new_stats(bucket.kind)
+            makes = bool(new_names) or any(name not in bucket.numbers for name in kept)
+            if makes and guard.masks and self._left_out():
+                return bucket  # else a step that is left out would leave new stats behind
+            kind = replace(bucket.kind, stats={**bucket.kind.stats, **new_names})
+            recorded = sorted({**bucket.kind.stats, **new})
+            guarded = guard.guarded(code, outs, recorded, kind)
+            program = self._program(*guarded, len(numbers), kind)
+            if makes:
+                order = [*returned, *(name for name in new_names if name not in returned)]
+                bucket = bucket.extended(new_names, kept, order)
+            launch = bucket.launches[code, outs, guard.form] = self._launch(bucket, program)
         launch(numbers)
+        if guard.masks:
+            before = {name: bucket.stats[0][name] for name in bucket.numbers}
+            self._undo += [(stats, before) for stats in bucket.stats]
         bucket.keep(kept)
         return bucket
+
+    def _left_out(self) -> bool:
+        """Whether this step is left out. It waits for the device."""
+        return self.scale is not None and bool(self.scale.isnan())
+
+    def _refer(
+        self, chain: Chain, hypers: Hypers, params: Sequence[Tensor], state: State, flags: Flags
+    ) -> None:
+        """Step `params` without a program."""
+        with torch.no_grad():
+            if self._guard.form == UNGUARDED.form:
+                run_chain(chain, params, dict(hypers), state, flags)
+                return
+            scale = self.scale if self._guard.scales else None
+            self._undo += run_guarded(
+                run_chain, chain, params, dict(hypers), state, flags, self._guard, scale
+            )
 
     def _program(self, code: Code, outs: Outs, numbers: int, kind: Kind) -> Program:
         key = code, outs, kind.dtype, kind.device.type, frozenset(kind.stats.items())
@@ -165,11 +248,10 @@ class Engine:
         return eager
 
 
-def _refer(
-    chain: Chain, hypers: Hypers, params: Sequence[Tensor], state: State, flags: Flags
-) -> None:
-    with torch.no_grad():
-        run_chain(chain, params, dict(hypers), state, flags)
+def _norm_of(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    norm: Tensor = torch.linalg.vector_norm(p.grad, dtype=torch.float64)
+    return norm
 
 
 def _kernel(source: str) -> Kernel | None:

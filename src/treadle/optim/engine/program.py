@@ -8,7 +8,18 @@ from typing import Any
 import torch
 
 from treadle.optim.engine.ops import REDUCTIONS
-from treadle.optim.engine.tape import Code, G, Kind, NotRecorded, Outs, P, Type, infer, promoted
+from treadle.optim.engine.tape import (
+    SHARED,
+    Code,
+    G,
+    Kind,
+    NotRecorded,
+    Outs,
+    P,
+    Type,
+    infer,
+    promoted,
+)
 
 Id = int | str
 
@@ -29,18 +40,18 @@ class Program:
     """The operations that a step needs, in order, and what becomes of the parameter and the stats.
 
     `streams` are the tensors of a parameter in the order of the pointer table: the parameter, its
-    gradient, the stats by name. `stage` of an operation is the number of reductions that lie one
-    after the other before it.
+    gradient, the stats by name, what a guard keeps. `stage` of an operation is the number of
+    reductions that lie one after the other before it.
     """
 
     def __init__(self, code: Code, outs: Outs, numbers: int, kind: Kind) -> None:
         self.kind = kind
         self.numbers = numbers
         types = infer(code, kind)
-        self.streams: tuple[Id, ...] = (P, G, *kind.names)
+        self.streams: tuple[Id, ...] = (P, G, *kind.names, *SHARED)
         self.types: dict[Id, Type] = {name: kind.type_of(name) for name in self.streams}
         self.types.update(enumerate(types))
-        becomes = zip(self.streams, outs, strict=True)
+        becomes = zip(self.streams, outs, strict=False)  # few write what a guard keeps
         self.outs = {name: out for name, out in becomes if name != out}
         for name, out in self.outs.items():
             was, becomes_ = self.types[name], self.types[out]
@@ -89,7 +100,9 @@ class Program:
 
 def _computed(name: str, of: list[Type], result: Type) -> torch.dtype:
     """What an operation on operands of the types `of` is computed in."""
-    if name in ("zeros", "same", "to_", "cast") or all(x.dtype is torch.bool for x in of):
+    if name in ("zeros", "same", "to_", "cast", "stochastic") or all(
+        x.dtype is torch.bool for x in of
+    ):
         return result.dtype
     return promoted(name, of)
 

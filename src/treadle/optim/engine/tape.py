@@ -65,6 +65,11 @@ class Type:
     full: bool
 
 
+# What a guard keeps for the parameters of a bucket: see `guard`. No stat has such a name.
+SCALE, NORM = "*scale", "*norm"
+SHARED = {SCALE: Type(torch.float64, False), NORM: Type(torch.float64, False)}
+
+
 @dataclass(frozen=True)
 class Kind:
     """What the parameters of a bucket have in common, as far as steppers may ask for it."""
@@ -85,8 +90,10 @@ class Kind:
         return self.shape is not None and not self.shape
 
     def type_of(self, name: int | str) -> Type:
-        """The type of an input: the parameter, its gradient, or a stat."""
-        return self.stats[name] if isinstance(name, str) else Type(self.dtype, True)
+        """The type of an input: the parameter, its gradient, a stat, or what a guard keeps."""
+        if isinstance(name, str):
+            return self.stats[name] if name in self.stats else SHARED[name]
+        return Type(self.dtype, True)
 
 
 class Tape:
@@ -147,6 +154,8 @@ def _result(name: str, given: list[Type]) -> Type:
         if any(x.full for x in given) and not given[0].full:
             raise NotRecorded("it writes a tensor of p's shape into one of no dimensions")
         promoted(name, given)
+        return given[0]
+    if name == "stochastic":
         return given[0]
     if name in ("zeros", "same"):
         if given[0] != given[-1]:
