@@ -226,6 +226,29 @@ def test_it_runs_on_the_reference_engine(stepper):
     assert torch.equal(*ends)
 
 
+def asks_the_type(p, lr):
+    p.data.add_(p.grad.data, alpha=-lr if isinstance(p.data, torch.Tensor) else lr)
+
+
+def tosses_a_coin(p, lr):
+    p.data.add_(p.grad.data, alpha=-lr * random.random())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stepper", [asks_the_type, tosses_a_coin])
+def test_a_stepper_that_sees_through_the_stand_in_is_not_fused(stepper, dtype):
+    opt = on(Optimizer([parameter(1.0), parameter(1.0)], stepper, lr=0.5), "c")
+    a, b = opt.param_groups[0]["params"]
+    for p in (a, b):
+        p.data, p.grad = p.data.to(dtype), p.grad.to(dtype)
+    with pytest.warns(UserWarning, match=f"{stepper.__name__} cannot be fused: it does something"):
+        opt.step()
+    assert a.item() < 1.0
+    assert programs(opt) == 0
+    if stepper is tosses_a_coin:
+        assert a.item() != b.item()
+
+
 def test_what_a_stepper_raises_is_raised():
     def refuses(p, lr):
         if lr > 1:

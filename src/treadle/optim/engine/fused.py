@@ -23,6 +23,7 @@ from treadle.optim.engine.guard import THE_NORM, UNGUARDED, Guard, Verdict
 from treadle.optim.engine.loose import run_guarded
 from treadle.optim.engine.plan import Plan, has_tensors
 from treadle.optim.engine.program import Program
+from treadle.optim.engine.proof import prove
 from treadle.optim.engine.record import record
 from treadle.optim.engine.reference import run_chain
 from treadle.optim.engine.tape import (
@@ -73,6 +74,7 @@ class Engine:
         self._plan: Plan | None = None
         # By id; the chains live as long as the optimizer, and with it the engine.
         self._refused: set[int] = set()
+        self._proven: set[Any] = set()
         self._by_shape: set[int] = set()
 
     def step(
@@ -186,11 +188,17 @@ class Engine:
     def _run(self, bucket: Bucket) -> Bucket:
         """Step the parameters of `bucket`; the bucket that takes its place."""
         guard = self._guard
-        code, outs, numbers, kept, new, returned = record(bucket.chain, bucket.known(), bucket.kind)
+        made = record(bucket.chain, bucket.known(), bucket.kind)
+        code, outs, numbers, kept, new, returned = made
         if outs[1] != G and not guard.scales and not bucket.separate_grads():
             raise NotThisTime("two parameters have one gradient, and a stepper writes to it")
-        numbers += guard.seeds(bucket.kind.dtype)
         launch = bucket.launches.get((code, outs, guard.form))
+        if launch is None:
+            proven = id(bucket.chain), code, outs, bucket.kind.dtype
+            if proven not in self._proven:
+                prove(bucket.chain, bucket.known(), made, bucket.kind)
+                self._proven.add(proven)
+        numbers += guard.seeds(bucket.kind.dtype)
         if launch is None:
             new_names = new | guard.new_stats(bucket.kind)
             makes = bool(new_names) or any(name not in bucket.numbers for name in kept)
