@@ -67,6 +67,11 @@ def paired_difference(of: Sequence[float], minus: Sequence[float]) -> float:
     return median(a - b for a, b in zip(of, minus, strict=True))
 
 
+def paired_ratio(of: Sequence[float], to: Sequence[float]) -> float:
+    """The median of the ratios round by round."""
+    return median(a / b for a, b in zip(of, to, strict=True))
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An aligned Markdown table; the first column is text, the others numbers."""
     lines = [list(header), *map(list, rows)]

@@ -25,26 +25,39 @@ from fastai.vision.all import (
 import workloads
 from common import Turn
 
+Training = Callable[[Learner, workloads.Batches, workloads.Batches], object]
 
-def loop(kind: str, steps: int) -> Turn:
-    """A training of the small net: by hand ("plain"), by `fit`, or by `fit_one_cycle`."""
+
+def _turns(steps: int, training: Training, metrics: Any = None) -> Turn:
     torch.set_num_threads(1)
     train, valid = workloads.batches(steps), workloads.batches(1)
 
     def turn() -> dict[str, float]:
-        metrics = accuracy if kind == "one-cycle" else None
         dls = DataLoaders(train, valid, device=torch.device("cpu"))
         learn = Learner(dls, workloads.net(), F.cross_entropy, opt_func=Adam, metrics=metrics)
         learn.create_opt()
-        work: dict[str, Callable[[], object]] = {
-            "plain": lambda: workloads.plain_loop(learn.model, learn.opt, train, valid),
-            "fit": lambda: learn.fit(1),
-            "one-cycle": lambda: learn.fit_one_cycle(1, 1e-3),
-        }
         with learn.no_bar(), learn.no_logging():
-            return workloads.loop_turn(work[kind], steps)
+            return workloads.loop_turn(lambda: training(learn, train, valid), steps)
 
     return turn
+
+
+def by_hand(steps: int) -> Turn:
+    """The plain loop with fastai's Adam."""
+    return _turns(
+        steps,
+        lambda learn, train, valid: workloads.plain_loop(learn.model, learn.opt, train, valid),
+    )
+
+
+def fit(steps: int) -> Turn:
+    """`fit` as it is, which records the losses."""
+    return _turns(steps, lambda learn, *_: learn.fit(1))
+
+
+def fit_one_cycle(steps: int) -> Turn:
+    """`fit_one_cycle` with accuracy."""
+    return _turns(steps, lambda learn, *_: learn.fit_one_cycle(1, workloads.LR), accuracy)
 
 
 def loaders(files: list[str], warm_up: list[str], workers: int) -> Turn:

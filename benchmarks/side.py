@@ -17,7 +17,10 @@ from typing import Any
 
 from common import Turn
 
-LIBRARIES = ("torch", "torchvision", "fastai", "heavyball", "torch-optimi")
+LIBRARIES = (
+    *("torch", "torchvision", "fastai", "heavyball", "torch-optimi"),
+    *("lightning", "pytorch-ignite", "skorch", "transformers", "accelerate"),
+)
 
 
 def installed() -> dict[str, str]:

@@ -1,15 +1,20 @@
-"""The work of loop.py and data.py, the same for Treadle and for fastai: no import of either."""
+"""The work of loop.py and data.py, the same for all libraries: no import of any but torch."""
 
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from common import Turn
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -24,7 +29,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 # The loop around a small net
 
-STEPS = 2000
+STEPS, LR = 2000, 1e-3
 
 
 def net() -> nn.Module:
@@ -54,8 +59,31 @@ def plain_loop(model: nn.Module, opt: Any, train: Batches, valid: Batches) -> fl
 
 
 def loop_turn(train: Callable[[], object], steps: int) -> dict[str, float]:
-    """Microseconds a step of a training of `steps` steps."""
-    return {"us a step": 1e6 * seconds(train) / steps}
+    """Microseconds a step of a training of `steps` steps.
+
+    What it prints goes to a file, as under nohup: a terminal's bar would be measured with its
+    terminal.
+    """
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        return {"us a step": 1e6 * seconds(train) / steps}
+
+
+def fused_adamw(params: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """What the loop by hand and the libraries without an optimizer of their own step with."""
+    return torch.optim.AdamW(params, lr=LR, fused=True)
+
+
+def by_hand(steps: int) -> Turn:
+    """The plain loop with torch's fused AdamW, in whichever process this is called."""
+    torch.set_num_threads(1)
+    train, valid = batches(steps), batches(1)
+
+    def turn() -> dict[str, float]:
+        model = net()
+        opt = fused_adamw(model.parameters())
+        return loop_turn(lambda: plain_loop(model, opt, train, valid), steps)
+
+    return turn
 
 
 # The training loader

@@ -10,6 +10,8 @@ from torch import nn
 
 from treadle.optim import Optimizer
 from treadle.optim.engine import Engine
+from treadle.optim.engine.build import build
+from treadle.optim.engine.codegen_c import c_source
 
 
 def stepped(kind: str, stepper, grads: list[torch.Tensor], **hypers: float) -> torch.Tensor:
@@ -31,6 +33,22 @@ def test_a_stat_of_no_dimensions_is_written_when_all_chunks_have_read_it():
 
     p = stepped("c", counts, [torch.ones(100_000)] * 3, lr=1.0)
     assert torch.equal(p, torch.full_like(p, -6.0))
+
+
+def test_a_reduction_that_is_only_kept():
+    def keeps(p, lr, norm=None):
+        p.data.sub_(p.grad.data, alpha=lr)
+        return {"norm": (p.grad.data * 2).norm()}
+
+    p = nn.Parameter(torch.zeros(40_000))
+    opt = Optimizer([p], keeps, lr=1.0)
+    opt._engine = Engine("c")
+    for _ in range(2):
+        p.grad = torch.ones(40_000)
+        opt.step()
+    assert opt.state[p]["norm"].item() == pytest.approx(400.0)
+    assert torch.equal(p.data, torch.full_like(p, -2.0))
+    assert all(build(c_source(program)) for program in opt._engine.programs.values())
 
 
 REDUCTIONS = {

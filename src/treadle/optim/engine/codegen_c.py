@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from treadle.optim.engine.ops import ELEMENTWISE, LOGIC, REDUCTIONS
+from treadle.optim.engine.passes import Pass, finish, passes
 from treadle.optim.engine.program import Id, Line, Program
 from treadle.optim.engine.rounding import C_SOURCE
 from treadle.optim.engine.tape import Type
@@ -99,43 +100,33 @@ class _Writer:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.reductions = [line for line in program.lines if line.name in REDUCTIONS]
-        self.small_outs = {s: x for s, x in program.outs.items() if not program.types[s].full}
+        self.passes, self.finish = passes(program), finish(program)
 
     def functions(self) -> Iterator[str]:
-        for stage in range(self.program.stages):
-            yield from self._pass(stage)
+        for k, one in enumerate(self.passes):
+            yield from self._pass(k, one)
             yield ""
-        if self.small_outs:
-            yield from self._finish()
+        if self.finish is not None:
+            yield from self._finish(self.finish)
             yield ""
         yield from self._run()
 
     # ---- one pass
 
-    def _pass(self, stage: int) -> Iterator[str]:
-        """The function that takes a chunk through pass `stage`."""
-        program = self.program
-        last = stage == program.stages - 1
-        goal = [line for line in self.reductions if line.stage == stage]
-        outs = {s: x for s, x in program.outs.items() if last and program.types[s].full}
-        wanted = list(outs.values()) if last else [g.operands[0] for g in goal]
-        needed = self._needed(wanted)
-        full = [line for line in needed if line.type.full and line.name not in REDUCTIONS]
-        small = [line for line in needed if not line.type.full]
-        read = [s for s in program.streams if self._is_read(s, needed, wanted)]
-        streams = [s for s in program.streams if s in read or s in outs]
-        yield f"static void pass_{stage}(const Work *work, int64_t c)"
+    def _pass(self, k: int, one: Pass) -> Iterator[str]:
+        """The function that takes a chunk through pass number `k`."""
+        types = self.program.types
+        full = [s for s in one.read if types[s].full]
+        yield f"static void pass_{k}(const Work *work, int64_t c)"
         yield "{"
         yield "    const int64_t i = work->chunk[3 * c], from = work->chunk[3 * c + 1];"
         yield "    const int64_t n = work->chunk[3 * c + 2];"
         yield "    (void)i; (void)from; (void)n;"
-        for s in streams:
-            yield f"    {self._pointer(s)}"
-        yield from self._once(needed, [s for s in streams if not program.types[s].full], small)
-        body = [self._load(s, "j") for s in streams if program.types[s].full and s in read]
-        body += map(self._line, full)
-        body += [self._store(s, out, "j") for s, out in outs.items()]
-        yield from self._reduced(goal, body) if goal else self._looped("0", "n", body)
+        yield from self._once(one, [line for line in one.lines if not line.type.full])
+        body = [self._load(s, "j") for s in full]
+        body += [self._line(x) for x in one.lines if x.type.full and x.name not in REDUCTIONS]
+        body += [self._store(s, out, "j") for s, out in one.outs.items()]
+        yield from self._reduced(one.goal, body) if one.goal else self._looped("0", "n", body)
         yield "}"
 
     def _looped(self, start: str, stop: str, body: list[str], joins: str = "") -> Iterator[str]:
@@ -179,47 +170,29 @@ class _Writer:
         (operand,) = line.operands
         return self.program.types[operand]
 
-    def _once(self, needed: list[Line], streams: list[Id], small: list[Line]) -> Iterator[str]:
-        """What is the same for all entries: numbers, tensors of no dimensions, and their lines."""
-        for i in sorted({x for line in needed for x in line.operands if str(x).startswith("$")}):
-            yield f"    const double n{i[1:]} = work->number[{i[1:]}];"  # type: ignore[index]
-        for s in streams:
-            yield f"    {self._load(s, '0')}"
-        for line in small:
+    def _once(self, one: Pass, lines: list[Line]) -> Iterator[str]:
+        """What is the same for all entries: addresses, numbers, tensors of no dimensions, lines."""
+        for s in one.streams:
+            yield f"    {self._pointer(s)}"
+        numbers = {x for line in one.lines for x in line.operands if str(x).startswith("$")}
+        for i in sorted(map(str, numbers)):
+            yield f"    const double n{i[1:]} = work->number[{i[1:]}];"
+        for s in one.read:
+            if not self.program.types[s].full:
+                yield f"    {self._load(s, '0')}"
+        for line in lines:
             yield f"    {self._line(line)}"
 
-    def _finish(self) -> Iterator[str]:
-        """The function that writes a parameter's tensors of no dimensions.
-
-        All chunks read them, so they are written when the last chunk is done.
-        """
-        wanted = list(self.small_outs.values())
-        needed = self._needed(wanted)
-        read = [s for s in self.program.streams if self._is_read(s, needed, wanted)]
+    def _finish(self, one: Pass) -> Iterator[str]:
+        """The function that writes a parameter's tensors of no dimensions."""
         yield "static void finish(const Work *work, int64_t i)"
         yield "{"
         yield "    const int64_t from = 0;"
         yield "    (void)from;"
-        for s in self.program.streams:
-            if s in read or s in self.small_outs:
-                yield f"    {self._pointer(s)}"
-        yield from self._once(needed, read, needed)
-        for s, out in self.small_outs.items():
+        yield from self._once(one, one.lines)
+        for s, out in one.outs.items():
             yield f"    {self._store(s, out, '0')}"
         yield "}"
-
-    def _needed(self, wanted: list[Id]) -> list[Line]:
-        """The lines that `wanted` is computed by; a reduction is taken as done."""
-        found, ids = [], set(wanted)
-        for line in reversed(self.program.lines):
-            if line.id in ids:
-                found.append(line)
-                if line.name not in REDUCTIONS:
-                    ids.update(line.operands)
-        return found[::-1]
-
-    def _is_read(self, s: Id, needed: list[Line], wanted: list[Id]) -> bool:
-        return s in wanted or any(s in x.operands for x in needed if x.name not in REDUCTIONS)
 
     def _pointer(self, s: Id) -> str:
         t = self.program.types[s]
@@ -302,14 +275,14 @@ class _Writer:
     def _run(self) -> Iterator[str]:
         yield "void run(const Work *work)"
         yield "{"
-        for stage in range(self.program.stages):
+        for number, one in enumerate(self.passes):
             yield "    #pragma omp parallel for schedule(dynamic) num_threads(work->threads) \\"
             yield "        if (work->threads > 1)"
             yield "    for (int64_t k = 0; k < work->items; k++)"
             yield "        for (int64_t c = work->item[k]; c < work->item[k + 1]; c++)"
-            yield f"            pass_{stage}(work, c);"
-            yield from self._totals([x for x in self.reductions if x.stage == stage])
-        if self.small_outs:
+            yield f"            pass_{number}(work, c);"
+            yield from self._totals(one.goal)
+        if self.finish is not None:
             yield "    for (int64_t i = 0; i < work->tensors; i++)"
             yield "        finish(work, i);"
         yield "}"

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from treadle.optim.engine.tape import (
     P,
     ShapeAsked,
 )
+from treadle.optim.engine.triton_launch import NoTriton, TritonLaunch
 from treadle.optim.groups import Group, Hypers
 
 ENGINES = ("c", "foreach", "reference")
@@ -51,9 +53,9 @@ _kernels: dict[str, Kernel | None] = {}  # by source; None: there is no compiler
 class Engine:
     """Takes the steps of one optimizer.
 
-    `kind` is "c" (the default: compiled loops on the CPU, torch's foreach operations elsewhere and
-    where there is no compiler), "foreach" (no compiled loops), or "reference" (parameter by
-    parameter). The environment variable TREADLE_ENGINE sets the default.
+    `kind` is "c" (the default: compiled loops, in C on the CPU and in Triton on a GPU, and torch's
+    foreach operations where there is no compiler), "foreach" (no compiled loops), or "reference"
+    (parameter by parameter). The environment variable TREADLE_ENGINE sets the default.
 
     What cannot be recorded runs on the reference engine, after one warning.
     """
@@ -248,6 +250,9 @@ class Engine:
             kernel = _kernel(c_source(program))
             if kernel is not None:
                 return Launch(bucket, program, kernel)
+        if self.kind == "c" and bucket.kind.device.type == "cuda":
+            with suppress(NoTriton):
+                return TritonLaunch(bucket, program)
 
         def eager(numbers: Sequence[float]) -> None:
             with torch.no_grad():

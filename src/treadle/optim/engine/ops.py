@@ -1,8 +1,11 @@
 """The elementwise operations that an engine knows, each as C, as Triton, and as a torch function.
 
 In the C and Triton forms {0}, {1}, ... are the operands, in the type T that they are computed in;
-{f} is the suffix of the C function for T ("f" for float). The forms round as torch's CPU kernels
-do, so that results are equal to the last bit: there, a + alpha*b is one fused multiply-add.
+{f} is the suffix of the C function for T ("f" for float), {div} and {sqrt} are Triton's functions
+for T that round as IEEE 754 has it. The forms round as torch's CPU kernels do, so that results are
+equal to the last bit: there, a + alpha*b is one fused multiply-add. Where that leaves a choice,
+Triton's form is the function that torch's CUDA kernels call, from libdevice: Triton's own exp, log,
+sin and the like are quick and rough in float32.
 """
 
 from __future__ import annotations
@@ -35,87 +38,93 @@ def _test(c: str, eager: Callable[..., Any], triton: str = "") -> Op:
     return Op((c.count("{1}") and 2) or 1, c, triton or c, eager, "", gives_bool=True)
 
 
-def _call(name: str, triton: str = "") -> Op:
-    """A function that C's math.h and torch call by the same name."""
-    return _op(1, f"{name}{{f}}({{0}})", getattr(torch, name), triton or f"libdevice.{name}({{0}})")
+def _call(name: str) -> Op:
+    """A function that C's math.h, libdevice and torch call by the same name."""
+    return _op(1, f"{name}{{f}}({{0}})", getattr(torch, name), f"libdevice.{name}({{0}})")
 
 
 ELEMENTWISE = {
     "add": _op(2, "{0} + {1}", torch.add, foreach="add"),
     "axpy": _op(
-        3, "FMA({1}, {2}, {0})", lambda a, b, alpha: torch.add(a, b, alpha=alpha), "{0} + {1} * {2}"
+        3,
+        "FMA({1}, {2}, {0})",
+        lambda a, b, alpha: torch.add(a, b, alpha=alpha),
+        "tl.fma({1}, {2}, {0})",
     ),
     "sub": _op(2, "{0} - {1}", torch.sub, foreach="sub"),
     "rsub": _op(2, "{1} - {0}", torch.rsub),
     "mul": _op(2, "{0} * {1}", torch.mul, foreach="mul"),
-    "div": _op(2, "{0} / {1}", torch.div, foreach="div"),
+    "div": _op(2, "{0} / {1}", torch.div, "{div}({0}, {1})", "div"),
     "addcmul": _op(
         4,
         "FMA({3} * {1}, {2}, {0})",
         lambda a, b, c, value: torch.addcmul(a, b, c, value=value),
-        "{0} + {3} * {1} * {2}",
+        "tl.fma({3} * {1}, {2}, {0})",
         "addcmul",
     ),
     "addcdiv": _op(
         4,
         "{0} + {3} * {1} / {2}",
         lambda a, b, c, value: torch.addcdiv(a, b, c, value=value),
-        foreach="addcdiv",
+        "{0} + {div}({3} * {1}, {2})",
+        "addcdiv",
     ),
     "lerp": _op(
         3,
         "({2} < 0.5f && {2} > -0.5f ? FMA({2}, {1} - {0}, {0}) : FMA({2} - 1, {1} - {0}, {1}))",
         torch.lerp,
-        "tl.where(({2} < 0.5) & ({2} > -0.5), {0} + {2} * ({1} - {0}),"
-        " {1} + ({2} - 1) * ({1} - {0}))",
+        "tl.where(({2} < 0.5) & ({2} > -0.5), tl.fma({2}, {1} - {0}, {0}),"
+        " tl.fma({2} - 1, {1} - {0}, {1}))",
     ),
     "pow": _op(2, "pow{f}({0}, {1})", torch.pow, "libdevice.pow({0}, {1})"),
     "rpow": _op(2, "pow{f}({1}, {0})", lambda a, b: torch.pow(b, a), "libdevice.pow({1}, {0})"),
     "square": _op(1, "{0} * {0}", torch.square),
     "cube": _op(1, "{0} * {0} * {0}", lambda a: a**3),
-    "inverse_square": _op(1, "1 / ({0} * {0})", lambda a: a**-2, "1.0 / ({0} * {0})"),
-    "sqrt": _op(1, "sqrt{f}({0})", torch.sqrt, "tl.sqrt_rn({0})", "sqrt"),
-    "rsqrt": _op(1, "1 / sqrt{f}({0})", torch.rsqrt, "1.0 / tl.sqrt_rn({0})"),
-    "reciprocal": _op(1, "1 / {0}", torch.reciprocal, "1.0 / {0}", "reciprocal"),
+    "inverse_square": _op(1, "1 / ({0} * {0})", lambda a: a**-2, "{div}(1.0, {0} * {0})"),
+    "sqrt": _op(1, "sqrt{f}({0})", torch.sqrt, "{sqrt}({0})", "sqrt"),
+    "rsqrt": _op(1, "1 / sqrt{f}({0})", torch.rsqrt, "{div}(1.0, {sqrt}({0}))"),
+    "reciprocal": _op(1, "1 / {0}", torch.reciprocal, "{div}(1.0, {0})", "reciprocal"),
     "neg": _op(1, "-{0}", torch.neg, foreach="neg"),
     "abs": _op(1, "fabs{f}({0})", torch.abs, "tl.abs({0})", "abs"),
     "sign": _op(
         1,
         "(T)(({0} > 0) - ({0} < 0))",
         torch.sign,
-        "tl.where({0} > 0, 1.0, 0.0) - tl.where({0} < 0, 1.0, 0.0)",
+        "({0} > 0).to({T}) - ({0} < 0).to({T})",
         "sign",
     ),
     "relu": _op(1, "({0} < 0 ? 0 : {0})", torch.relu, "tl.where({0} < 0, 0.0, {0})"),
-    "exp": _call("exp", "tl.exp({0})"),
-    "exp2": _call("exp2", "tl.exp2({0})"),
+    "exp": _call("exp"),
+    "exp2": _call("exp2"),
     "expm1": _call("expm1"),
-    "log": _call("log", "tl.log({0})"),
-    "log2": _call("log2", "tl.log2({0})"),
+    "log": _call("log"),
+    "log2": _call("log2"),
     "log10": _call("log10"),
     "log1p": _call("log1p"),
-    "sin": _call("sin", "tl.sin({0})"),
-    "cos": _call("cos", "tl.cos({0})"),
+    "sin": _call("sin"),
+    "cos": _call("cos"),
     "tanh": _call("tanh"),
     "atan": _call("atan"),
-    "erf": _call("erf", "tl.erf({0})"),
-    "floor": _call("floor", "tl.floor({0})"),
-    "ceil": _call("ceil", "tl.ceil({0})"),
+    "erf": _call("erf"),
+    "floor": _call("floor"),
+    "ceil": _call("ceil"),
     "trunc": _call("trunc"),
     "round": _op(1, "rint{f}({0})", torch.round, "libdevice.rint({0})"),
-    "sigmoid": _op(1, "1 / (1 + exp{f}(-{0}))", torch.sigmoid, "tl.sigmoid({0})"),
+    "sigmoid": _op(
+        1, "1 / (1 + exp{f}(-{0}))", torch.sigmoid, "{div}(1.0, 1.0 + libdevice.exp(-{0}))"
+    ),
     "atan2": _op(2, "atan2{f}({0}, {1})", torch.atan2, "libdevice.atan2({0}, {1})"),
     "maximum": _op(
         2,
         "({0} != {0} || {0} > {1} ? {0} : {1})",
         torch.maximum,
-        "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+        "tl.where(({0} != {0}) | ({0} > {1}), {0}, {1})",
     ),
     "minimum": _op(
         2,
         "({0} != {0} || {0} < {1} ? {0} : {1})",
         torch.minimum,
-        "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)",
+        "tl.where(({0} != {0}) | ({0} < {1}), {0}, {1})",
     ),
     "clamp_min": _op(
         2, "({0} < {1} ? {1} : {0})", torch.clamp_min, "tl.where({0} < {1}, {1}, {0})"
@@ -127,7 +136,7 @@ ELEMENTWISE = {
         3,
         "({0} * {1} > {2} ? {0} : log1p{f}(exp{f}({0} * {1})) / {1})",
         F.softplus,
-        "tl.where({0} * {1} > {2}, {0}, libdevice.log1p(tl.exp({0} * {1})) / {1})",
+        "tl.where({0} * {1} > {2}, {0}, {div}(libdevice.log1p(libdevice.exp({0} * {1})), {1}))",
     ),
     "gt": _test("{0} > {1}", torch.gt),
     "ge": _test("{0} >= {1}", torch.ge),
