@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from treadle.loop import events
+from treadle.loop.events import event
+from treadle.loop.explain import OUTLINE
+
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 
 
@@ -18,3 +22,20 @@ def test_a_page_runs(page, tmp_path, monkeypatch, capsys):
     namespace: dict[str, object] = {}
     for code in blocks:
         exec(compile(code, page.name, "exec"), namespace)
+
+
+def test_the_page_on_callbacks_shows_the_loop_as_it_is():
+    (shown,) = re.findall(r"^```text\n(.*?)^```", page("callbacks"), flags=re.M | re.S)
+    assert shown.strip() == OUTLINE.strip()
+
+
+def test_the_page_on_callbacks_names_every_event_and_every_cancellation():
+    text = page("callbacks")
+    table = text[text.index("## The events") : text.index("## Who comes first")]
+    spoken = {name for name in event if name in table or name.startswith("after_cancel_")}
+    assert spoken == set(event)
+    assert all(f"`{name}`" in text for name in vars(events) if name.startswith("Cancel"))
+
+
+def page(name: str) -> str:
+    return next(path for path in PAGES if path.stem == name).read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,22 +13,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from treadle.errors import UsageError
 from treadle.optim import (
     SGD,
+    Adadelta,
+    Adagrad,
     Adam,
+    Adan,
     Lamb,
     Larc,
+    Lion,
+    Lookahead,
+    NAdam,
     Optimizer,
     QHAdam,
     RAdam,
     RMSProp,
+    ScheduleFreeAdamW,
+    adadelta_step,
     adam_step,
+    adan_averages,
+    adan_step,
     average_grad,
     average_sqr_grad,
     l2_reg,
+    lamb_step,
+    larc_layer_lr,
+    larc_step,
+    lion_step,
     momentum_step,
+    nadam_step,
+    nesterov_step,
+    proximal_decay,
+    qhadam_step,
+    radam_step,
     ranger,
     rms_prop_step,
+    schedule_free_step,
     sgd_step,
     step_stat,
     weight_decay,
@@ -101,6 +123,40 @@ def masked(p, lr, **kwargs):
     p.data.sub_(lr * g.masked_fill(~(g.abs() > 0.5) | (p.data < -1), 0.0))
 
 
+def lerps(p, lr, mom, exp_avg=None, exp_sqr=None):
+    if exp_avg is None:
+        exp_avg, exp_sqr = torch.zeros_like(p.data), torch.zeros_like(p.data)
+    exp_avg.lerp_(p.grad.data, 1 - mom)
+    exp_sqr.mul_(mom).addcmul_(p.grad.data, p.grad.data, value=1 - mom)
+    p.data.addcdiv_(exp_avg, exp_sqr.sqrt().add_(0.1), value=-lr)
+    return {"exp_avg": exp_avg, "exp_sqr": exp_sqr}
+
+
+def warms_up(p, lr, mom, age=0):
+    """Branches on the step count and on a hyper-parameter, as Python has them."""
+    rate = lr * (age + 1) / 3 if age < 2 else lr
+    g = p.grad.data if mom > 0.85 else -p.grad.data.neg()
+    p.data.add_(g, alpha=-rate if mom else 0.0)
+    return {"age": age + 1}
+
+
+def operators(p, lr, heat):
+    d = p.data
+    d -= lr * p.grad
+    d *= 1 - heat / 10
+    d /= 1 + lr
+    d += (p.grad**2 <= heat) * p.grad * (lr / 2)
+
+
+def trust(p, lr):
+    ratio = p.data.norm() / (p.grad.data.norm(1) + 1)
+    p.data.sub_(lr * torch.where(ratio > 0.2, ratio, 0.2).clamp(max=2.0) * p.grad.data)
+
+
+def by_fan_in(p, lr):
+    p.data.sub_(p.grad.data, alpha=lr / max(1, p.shape[-1] if p.ndim else 2))
+
+
 def average_of_mean(p, lr, centre=None):
     m = p.grad.data.mean()
     centre = m if centre is None else 0.9 * centre + 0.1 * m
@@ -108,19 +164,33 @@ def average_of_mean(p, lr, centre=None):
     return {"centre": centre}
 
 
-HYPERS = {"mom": 0.9, "sqr_mom": 0.95, "eps": 1e-3, "wd": 0.1, "limit": 0.4, "heat": 0.7}
-_moments = [average_grad, average_sqr_grad, step_stat, adam_step]
+HYPERS = {
+    "mom": 0.9, "sqr_mom": 0.95, "eps": 1e-2, "wd": 0.1, "limit": 0.4, "heat": 0.7, "beta": 20.0,
+    "nu_1": 0.7, "nu_2": 0.9, "trust_coeff": 0.5, "avg_mom": 0.8, "mom_decay": 0.1, "diff_mom": 0.7,
+}  # fmt: skip
+# What may become of them in mid-run. At 0 some chains take another branch.
+VALUES = {"lr": [0.0, 0.02, 0.3], "mom": [0.0, 0.5, 0.95], "sqr_mom": [0.5, 0.9], "wd": [0.0, 0.3]}
+damped = partial(average_grad, dampening=True)
+_moments = [damped, average_sqr_grad, step_stat]
 CHAINS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda ps: SGD(ps, lr=0.1, wd=0.1),
     "sgd l2 momentum": lambda ps: SGD(ps, lr=0.1, mom=0.9, wd=0.1, decouple_wd=False),
-    "rmsprop": lambda ps: RMSProp(ps, lr=0.1, mom=0.9, eps=1e-3),
-    "adam": lambda ps: Adam(ps, lr=0.1, eps=1e-3),
-    "radam": lambda ps: RAdam(ps, lr=0.1, sqr_mom=0.8, eps=1e-3),
+    "nesterov": lambda ps: SGD(ps, lr=0.1, mom=0.9, wd=0.1, nesterov=True),
+    "rmsprop": lambda ps: RMSProp(ps, lr=0.1, mom=0.9, eps=1e-2),
+    "adagrad": lambda ps: Adagrad(ps, lr=0.1, eps=1e-2, wd=0.1),
+    "adadelta": lambda ps: Adadelta(ps, lr=0.5, eps=1e-2, wd=0.1, decouple_wd=False),
+    "adam": lambda ps: Adam(ps, lr=0.1, eps=1e-2),
+    "adan": lambda ps: Adan(ps, lr=0.1, eps=1e-2, wd=0.1),
+    "lion": lambda ps: Lion(ps, lr=0.1, wd=0.1),
+    "nadam": lambda ps: NAdam(ps, lr=0.1, eps=1e-2, mom_decay=0.1),
+    "schedule-free": lambda ps: ScheduleFreeAdamW(ps, lr=0.1, eps=1e-2, wd=0.1),
+    "radam": lambda ps: RAdam(ps, lr=0.1, sqr_mom=0.8, eps=1e-2),
     "radam softplus": lambda ps: RAdam(ps, lr=0.1, sqr_mom=0.8, beta=20.0),
-    "qhadam": lambda ps: QHAdam(ps, lr=0.1, mom=0.8, eps=1e-3),
-    "larc": lambda ps: Larc(ps, lr=0.1, wd=0.1, eps=1e-3),
-    "lamb": lambda ps: Lamb(ps, lr=0.1, wd=0.1, eps=1e-3),
-    "ranger": lambda ps: ranger(ps, lr=0.1, k=3, eps=1e-3),
+    "qhadam": lambda ps: QHAdam(ps, lr=0.1, mom=0.8, eps=1e-2),
+    "larc": lambda ps: Larc(ps, lr=0.1, wd=0.1, eps=1e-2),
+    "lamb": lambda ps: Lamb(ps, lr=0.1, wd=0.1, eps=1e-2),
+    "ranger": lambda ps: ranger(ps, lr=0.1, k=3, eps=1e-2),
+    "lookahead": lambda ps: Lookahead(SGD(ps, lr=0.1, mom=0.9), k=2, alpha=0.3),
 }
 PARTS: list[Any] = [weight_decay, l2_reg, clipping, unit, every_third, keeps_zeros]
 RULES: list[list[Any]] = [
@@ -130,16 +200,34 @@ RULES: list[list[Any]] = [
     [softened],
     [counts],
     [masked],
+    [lerps],
+    [warms_up],
+    [operators],
+    [trust],
+    [by_fan_in],
     [average_of_mean],
     [functional_average, momentum_step],
     [functional_average, cautious],
+    [average_grad, nesterov_step],
     [average_sqr_grad, amsgrad],
     [average_grad, average_sqr_grad, rms_prop_step],
-    _moments,
+    [average_sqr_grad, adadelta_step],
+    [lion_step],
+    [damped, adan_averages, step_stat, adan_step, proximal_decay],
+    [average_sqr_grad, step_stat, schedule_free_step],
+    [larc_layer_lr, larc_step],
+    [average_grad, larc_layer_lr, larc_step],
+    *([*_moments, step] for step in (adam_step, nadam_step, radam_step, qhadam_step, lamb_step)),
 ]
-EXACT = [sgd_step, old_spelling, functional_average, momentum_step, weight_decay, l2_reg, clipping]
+EXACT = [
+    sgd_step, old_spelling, functional_average, average_grad, momentum_step, nesterov_step,
+    weight_decay, l2_reg, clipping, warms_up, every_third, keeps_zeros,
+]  # fmt: skip
 
-SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4, 5), (40, 50), (0,), (2, 0, 3), (1, 1, 1, 1)]
+SHAPES = [
+    (), (1,), (7,), (3, 5), (3, 5), (2, 3, 4, 5), (2, 3, 4, 5), (40, 50), (0,), (2, 0, 3),
+    (1, 1, 1, 1),
+]  # fmt: skip
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # A rounding or two of what an engine stores. In between it computes in float32 or better.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -157,7 +245,7 @@ def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Ten
     return t
 
 
-LAYOUTS = ["plain", "plain", "strided", "transposed", "channels last"]
+LAYOUTS = ["plain", "strided", "transposed", "channels last"]
 params_like = st.lists(
     st.tuples(st.sampled_from(SHAPES), st.sampled_from(LAYOUTS)), min_size=1, max_size=5
 )
@@ -201,17 +289,29 @@ class Twins:
         self.reference._engine, self.other._engine = Engine("reference"), Engine(kind)
         self.both = self.reference, self.other
 
-    def step(self, missing: frozenset[int] = frozenset()) -> None:
-        """Draw gradients, take a step with both, and compare all that they hold."""
+    def step(
+        self, missing: frozenset[int] = frozenset(), odd: frozenset[int] = frozenset()
+    ) -> None:
+        """Draw gradients, take a step with both, and compare all that they hold.
+
+        The parameters `missing` get no gradient, and a frozen one may well have one left. One of
+        `odd` gets that of its predecessor, if it fits, or else one of another layout.
+        """
         a, b = self.reference, self.other
         pairs = list(zip(flat(a), flat(b), strict=True))
         for i, (p, q) in enumerate(pairs):
-            if i in missing or not p.requires_grad:
+            if i in missing:
                 p.grad = q.grad = None
                 continue
+            last, its = pairs[i - 1]
             g = torch.randn(p.shape).to(self.dtype)
-            p.grad = torch.empty_like(p.data).copy_(g)
-            q.grad = torch.empty_like(q.data).copy_(g)
+            if i in odd and i and last.grad is not None and last.shape == p.shape:
+                p.grad, q.grad = last.grad, its.grad
+            elif i in odd:
+                p.grad, q.grad = g.clone(), g.clone()
+            else:
+                p.grad = torch.empty_like(p.data).copy_(g)
+                q.grad = torch.empty_like(q.data).copy_(g)
             if self.wider:
                 p.data.copy_(q.data)
                 for name, value in b.state.get(q, {}).items():
@@ -240,7 +340,8 @@ class Twins:
 
 
 def parameters(groups: list[list[torch.Tensor]]) -> list[list[nn.Parameter]]:
-    return [[nn.Parameter(copy.deepcopy(p)) for p in group] for group in groups]
+    # All at once, so that what shares memory does so in the copy.
+    return [[nn.Parameter(p) for p in group] for group in copy.deepcopy(groups)]
 
 
 def flat(opt: Optimizer) -> list[torch.Tensor]:
@@ -250,44 +351,73 @@ def flat(opt: Optimizer) -> list[torch.Tensor]:
 # ---- the properties
 
 
-@pytest.mark.parametrize("kind", ["c", "foreach"])
-@pytest.mark.parametrize("name", CHAINS)
-@settings(max_examples=5, deadline=None)
-@given(st.data())
-def test_recipes(name: str, kind: str, data: st.DataObject) -> None:
+def world(data: st.DataObject, shared: bool = True) -> list[list[torch.Tensor]]:
+    """Groups of tensors of one dtype; if `shared`, some may lie in the same memory."""
     dtype = data.draw(st.sampled_from(DTYPES))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     specs = data.draw(st.lists(params_like, min_size=1, max_size=3))
-    params = [[tensor(shape, dtype, layout) for shape, layout in group] for group in specs]
-    twins = Twins(CHAINS[name], params, kind)
-    count = len(flat(twins.other))
-    for step in range(data.draw(st.integers(2, 7))):
-        if len(params) > 1 and step in (1, 3):
-            n = data.draw(st.integers(0, len(params) - 1))
-            for opt in twins.both:
-                opt.freeze_to(n)
-        if data.draw(st.booleans()):
-            for opt in twins.both:
-                opt.set_hyper("lr", 0.1 / (step + 1))
-        if step == 2 and data.draw(st.booleans()):
-            for opt in twins.both:
-                opt.set_flags(flat(opt)[0], do_wd=False)
-        twins.step(frozenset(data.draw(st.sets(st.integers(0, count - 1), max_size=count - 1))))
+    groups = [[tensor(shape, dtype, layout) for shape, layout in group] for group in specs]
+    if shared and dtype.itemsize > 2 and data.draw(st.booleans()):
+        room = torch.randn(7).to(dtype)
+        groups[0].append(room[:5])
+        groups[-1].append(room[3:])
+    return groups
 
 
-@pytest.mark.parametrize("kind", ["c", "foreach"])
-@settings(max_examples=25, deadline=None)
+EVENTS = "nothing nothing hyper hypers freeze unfreeze flag no_decay clear load".split()
+
+
+def live(data: st.DataObject, twins: Twins) -> None:
+    """Some steps, and between them what users do."""
+    count, groups = len(flat(twins.other)), len(twins.other.param_groups)
+    none, some = st.just(frozenset[int]()), st.frozensets(st.integers(0, count - 1))
+    odd = data.draw(none if twins.wider else some)
+    names = sorted(set(VALUES) & set.intersection(*(set(h) for h in twins.other.hypers)))
+    for _ in range(data.draw(st.integers(3, 7))):
+        event = data.draw(st.sampled_from(EVENTS))
+        name, i = data.draw(st.sampled_from(names)), data.draw(st.integers(0, count - 1))
+        value = data.draw(st.sampled_from(VALUES[name]))
+        for opt in twins.both:
+            if event == "hyper":
+                opt.set_hyper(name, value)
+            elif event == "hypers":
+                opt.set_hyper(name, [VALUES[name][k % len(VALUES[name])] for k in range(groups)])
+            elif event == "freeze":
+                opt.freeze_to(min(i, groups))
+            elif event == "unfreeze":
+                opt.unfreeze()
+            elif event == "flag":
+                opt.set_flags(flat(opt)[i], **{name: value})
+            elif event == "no_decay" and "do_wd" in opt.hyper_names:
+                opt.set_flags(flat(opt)[i], do_wd=False)
+            elif event == "clear":
+                opt.clear_state()
+            elif event == "load":
+                opt.load_state_dict(opt.state_dict())
+        twins.step(data.draw(none | some), data.draw(st.sampled_from([frozenset(), odd])))
+
+
+KINDS = pytest.mark.parametrize("kind", ["c", "foreach"])
+
+
+@KINDS
+@pytest.mark.parametrize("name", CHAINS)
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_recipes(name: str, kind: str, data: st.DataObject) -> None:
+    live(data, Twins(CHAINS[name], world(data), kind))
+
+
+@KINDS
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_random_chains(kind: str, data: st.DataObject) -> None:
-    dtype = data.draw(st.sampled_from(DTYPES))
-    torch.manual_seed(data.draw(st.integers(0, 99)))
     before = data.draw(st.lists(st.sampled_from(PARTS), unique=True, max_size=3))
     chain = [*before, *data.draw(st.sampled_from(RULES))]
-    specs = data.draw(params_like)
-    params = [[tensor(shape, dtype, layout) for shape, layout in specs]]
+    # To assign to p.data, as `softened` does, ends the sharing on the reference engine only.
+    params = world(data, shared=softened not in chain)
     twins = Twins(lambda ps: Optimizer(ps, chain, lr=0.1, **wanted(chain)), params, kind)
-    for _ in range(4):
-        twins.step()
+    live(data, twins)
     if not twins.wider and (kind == "foreach" or set(chain) <= set(EXACT)):
         assert twins.equal()
 
@@ -339,7 +469,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("kind", ["c", "foreach"])
+@KINDS
 def test_float32_stats_of_bfloat16_parameters(kind: str) -> None:
     def precise(p, lr, m=None):
         if m is None:
@@ -355,7 +485,27 @@ def test_float32_stats_of_bfloat16_parameters(kind: str) -> None:
     assert {stats["m"].dtype for stats in twins.other.state.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("kind", ["c", "foreach"])
+@pytest.mark.parametrize("kind", ["reference", "c", "foreach"])
+def test_a_sparse_gradient_is_refused_before_anything_moves(kind: str) -> None:
+    table, weight = nn.Embedding(4, 2, sparse=True), nn.Parameter(torch.ones(2))
+    opt = Optimizer([weight, table.weight], [*_moments, adam_step], lr=0.1, **wanted([adam_step]))
+    opt._engine = Engine(kind)
+    for sparse in (False, True):
+        before = weight.detach().clone()
+        table.sparse = sparse
+        opt.zero_grad()
+        (table(torch.tensor([1])) * weight).sum().backward()
+        if sparse:
+            with pytest.raises(UsageError, match=r"has a sparse gradient.*SparseAdam"):
+                opt.step()
+            assert torch.equal(weight, before)
+            assert {stats["step"] for stats in opt.state.values()} == {1}
+        else:
+            opt.step()
+            assert not torch.equal(weight, before)
+
+
+@KINDS
 def test_nan_and_infinity_pass_through(kind: str) -> None:
     chain = [clipping, average_grad, momentum_step]
     ends = []

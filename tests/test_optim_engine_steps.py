@@ -234,8 +234,13 @@ def tosses_a_coin(p, lr):
     p.data.add_(p.grad.data, alpha=-lr * random.random())
 
 
+def counts_for_itself(p, lr, seen=[0]):  # noqa: B006  what is tried
+    p.data.add_(p.grad.data, alpha=-lr * seen[0])
+    seen[0] += 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stepper", [asks_the_type, tosses_a_coin])
+@pytest.mark.parametrize("stepper", [asks_the_type, tosses_a_coin, counts_for_itself])
 def test_a_stepper_that_sees_through_the_stand_in_is_not_fused(stepper, dtype):
     opt = on(Optimizer([parameter(1.0), parameter(1.0)], stepper, lr=0.5), "c")
     a, b = opt.param_groups[0]["params"]
@@ -247,6 +252,32 @@ def test_a_stepper_that_sees_through_the_stand_in_is_not_fused(stepper, dtype):
     assert programs(opt) == 0
     if stepper is tosses_a_coin:
         assert a.item() != b.item()
+
+
+def test_what_a_stepper_keeps_by_parameter_is_kept():
+    kept = {}
+
+    def momentum(p, lr):
+        avg = kept.setdefault(p, torch.zeros_like(p.data))
+        avg.mul_(0.9).add_(p.grad.data)
+        p.data.sub_(avg, alpha=lr)
+
+    p = parameter(0.0)
+    opt = on(Optimizer([p], momentum, lr=1.0), "c")
+    with pytest.warns(UserWarning, match=r"momentum cannot be fused: it uses a tensor as a key"):
+        for _ in range(3):
+            opt.step()
+    assert p.item() == pytest.approx(-5.61)
+
+
+def test_a_fault_of_types_is_placed():
+    def shift(p, lr):
+        p.data.add_((p.grad > 0) * lr)
+
+    opt = on(Optimizer([parameter(1.0)], shift, lr=0.5), "c")
+    where = r"stepper shift cannot be fused: it calls mul on truth values \(test_optim.*line \d+"
+    with pytest.warns(UserWarning, match=where):
+        opt.step()
 
 
 def test_what_a_stepper_raises_is_raised():

@@ -389,27 +389,3 @@ class TestPrinting:
             "    average_grad -> momentum_step",
             "  group 3 (no rule): 1 parameter (2 values), layer group 1, lr=0.1, wd=0.0",
         ]
-        assert opt.explain().splitlines() == [
-            "groups 0, 2",
-            "  average_grad   m ← mom·m + d·g, with d = 1 - mom if `dampening`, else 1",
-            "  momentum_step  p ← p - lr·m, with m from `average_grad`",
-            "groups 1, 3",
-            '  weight_decay  p ← (1 - lr·wd)·p, away from the gradient ("decoupled")',
-            "  sgd_step      p ← p - lr·g",
-        ]
-
-    def test_steppers_without_a_docstring_show_their_source(self) -> None:
-        def plain(p: Any, lr: float, **kwargs: Any) -> None:
-            if lr > 0:
-                p.data.add_(p.grad.data, alpha=-lr)
-
-        class Rule3:
-            def __call__(self, p: Any, lr: float) -> None:
-                p.data.mul_(1 - lr)
-
-        cbs = [plain, Rule3(), lambda p, lr: p.data.clamp_(-1, 1)]
-        opt = Optimizer([nn.Parameter(torch.ones(1))], cbs, lr=0.1, lr_mult=2.0)
-        lines = opt.explain().splitlines()
-        assert lines[1] == "  plain     if lr > 0: p.data.add_(p.grad.data, alpha=-lr)"
-        assert lines[2] == "  Rule3     p.data.mul_(1 - lr)"
-        assert "p.data.clamp_(-1, 1)" in lines[3]

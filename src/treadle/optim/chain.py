@@ -228,7 +228,7 @@ def rehearse(chain: Chain, hypers: Mapping[str, Any], p: Tensor) -> Rehearsal:
     parameter) is no fault of the chain.
     """
     seen = Rehearsal()
-    with _undisturbed(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         for place, stepper in enumerate(chain):
             known = {**hypers, **seen.stats}
             lacking = [name for name in stepper.required if name not in known]
@@ -251,7 +251,7 @@ def rehearse(chain: Chain, hypers: Mapping[str, Any], p: Tensor) -> Rehearsal:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Keep the random number generators, and keep warnings from being given twice.
 
     torch tells once a process that `p.data.add_(-lr, g)` is an old spelling. Here that spelling is

@@ -39,6 +39,7 @@ class Guarded:
         Returns the optimizer. Each call says all anew. Raises UsageError for a `max_norm` that is
         not above 0 or an unknown rounding.
 
+        >>> import torch
         >>> from treadle.optim import SGD
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         >>> opt = SGD([w], lr=1.0).guard(max_norm=1.0, skip_nonfinite=True)

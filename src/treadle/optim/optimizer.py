@@ -13,7 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from treadle.errors import UsageError, nearest
 from treadle.optim.chain import Chain, check_chain, check_names, read_chain, with_lr_mult
 from treadle.optim.engine import COMPENSATION, Engine, Guard
-from treadle.optim.explain import explain_chain
+from treadle.optim.explain import explain
 from treadle.optim.grouped import Grouped
 from treadle.optim.groups import (
     BOOKKEEPING,
@@ -323,24 +323,29 @@ class Optimizer(Grouped, Guarded, torch.optim.Optimizer):
         lines += [f"  {self._guard}"] * (str(self._guard) != "")
         return "\n".join(lines)
 
-    def explain(self) -> str:
+    def explain(self, program: bool = False, source: bool = False) -> str:
         """Each chain as mathematics, one line a stepper.
 
         The formula is the first sentence of the stepper's docstring; where there is none it is the
-        stepper's source.
+        stepper's source. With `program` it is followed by what the next step does, as recorded:
+        stats and numbers have their names, and a number that was computed by other means than
+        + - * / ** has its present value. With `source` it is followed by the code that a kernel
+        is compiled from. Nothing is changed, and no gradient is needed.
 
         >>> from treadle.optim import SGD
-        >>> print(SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).explain())
+        >>> print(SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, mom=0.9).explain(program=True))
         group 0
-          weight_decay  p ← (1 - lr·wd)·p, away from the gradient ("decoupled")
-          sgd_step      p ← p - lr·g
+          weight_decay   p ← (1 - lr·wd)·p, away from the gradient ("decoupled")
+          average_grad   m ← mom·m + d·g, with d = 1 - mom if `dampening`, else 1
+          momentum_step  p ← p - lr·m, with m from `average_grad`
+        <BLANKLINE>
+          as recorded for 1 parameter in float32:
+          weight_decay   nothing
+          average_grad   grad_avg ← mom·grad_avg + g
+          momentum_step  p ← p - lr·grad_avg
         """
-        texts = []
-        for chain in dict.fromkeys(map(tuple, self.chains)):
-            groups = [str(i) for i, fns in enumerate(self.chains) if tuple(fns) == chain]
-            texts.append(f"group{'s' * (len(groups) > 1)} {', '.join(groups)}")
-            texts.append(explain_chain(read_chain(chain)))
-        return "\n".join(texts)
+        of_groups = self.param_groups, self._chains, self.hypers
+        return explain(*of_groups, self.state, self._flags, program, source)
 
 
 _watched_step = torch.optim.Optimizer.profile_hook_step(Optimizer._step)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from treadle.errors import UsageError
 from treadle.optim.chain import Chain
+from treadle.optim.engine.batched import run_batched
 from treadle.optim.engine.bucket import Bucket, Launch
 from treadle.optim.engine.build import Kernel, NoCompiler, build
 from treadle.optim.engine.codegen_c import c_source
@@ -25,7 +26,7 @@ from treadle.optim.engine.loose import run_guarded
 from treadle.optim.engine.plan import Plan, has_tensors
 from treadle.optim.engine.program import Program
 from treadle.optim.engine.proof import prove
-from treadle.optim.engine.record import record
+from treadle.optim.engine.record import Recording, record
 from treadle.optim.engine.reference import run_chain
 from treadle.optim.engine.tape import (
     SCALE,
@@ -77,6 +78,7 @@ class Engine:
         # By id; the chains live as long as the optimizer, and with it the engine.
         self._refused: set[int] = set()
         self._proven: set[Any] = set()
+        self._on_matrices: set[int] = set()
         self._by_shape: set[int] = set()
 
     def step(
@@ -181,9 +183,11 @@ class Engine:
         if isinstance(refusal, NotThisTime) or has_tensors(bucket.hypers):
             return
         self._refused.add(id(bucket.chain))
-        if not isinstance(refusal, OnMatrices):
-            message = f"{refusal}; its parameters are stepped one by one, which is slower."
-            warnings.warn(message, stacklevel=_depth_of_the_user())
+        if isinstance(refusal, OnMatrices):
+            self._on_matrices.add(id(bucket.chain))
+            return
+        message = f"{refusal}; its parameters are stepped one by one, which is slower."
+        warnings.warn(message, stacklevel=_depth_of_the_user())
 
     # ---- one bucket
 
@@ -191,35 +195,48 @@ class Engine:
         """Step the parameters of `bucket`; the bucket that takes its place."""
         guard = self._guard
         made = record(bucket.chain, bucket.known(), bucket.kind)
-        code, outs, numbers, kept, new, returned = made
-        if outs[1] != G and not guard.scales and not bucket.separate_grads():
+        if made.outs[1] != G and not guard.scales and not bucket.separate_grads():
             raise NotThisTime("two parameters have one gradient, and a stepper writes to it")
-        launch = bucket.launches.get((code, outs, guard.form))
+        form = made.code, made.outs, guard.form
+        launch = bucket.launches.get(form)
         if launch is None:
-            proven = id(bucket.chain), code, outs, bucket.kind.dtype
-            if proven not in self._proven:
-                prove(bucket.chain, bucket.known(), made, bucket.kind)
-                self._proven.add(proven)
-        numbers += guard.seeds(bucket.kind.dtype)
-        if launch is None:
-            new_names = new | guard.new_stats(bucket.kind)
-            makes = bool(new_names) or any(name not in bucket.numbers for name in kept)
+            makes = self._makes(bucket, made)
             if makes and guard.masks and self._left_out():
                 return bucket  # else a step that is left out would leave new stats behind
-            kind = replace(bucket.kind, stats={**bucket.kind.stats, **new_names})
-            recorded = sorted({**bucket.kind.stats, **new})
-            guarded = guard.guarded(code, outs, recorded, kind)
-            program = self._program(*guarded, len(numbers), kind)
+            try:
+                program = self._new_program(bucket, made)
+            except NotRecorded:
+                record(bucket.chain, bucket.known(), bucket.kind, checked=True)  # says where
+                raise
             if makes:
-                order = [*returned, *(name for name in new_names if name not in returned)]
-                bucket = bucket.extended(new_names, kept, order)
-            launch = bucket.launches[code, outs, guard.form] = self._launch(bucket, program)
-        launch(numbers)
+                new = made.new | guard.new_stats(bucket.kind)
+                order = dict.fromkeys([*made.returned, *new])
+                bucket = bucket.extended(new, made.numbers, list(order))
+            launch = bucket.launches[form] = self._launch(bucket, program)
+        launch([*made.scalars, *guard.seeds(bucket.kind.dtype)])
         if guard.masks:
             before = {name: bucket.stats[0][name] for name in bucket.numbers}
             self._undo += [(stats, before) for stats in bucket.stats]
-        bucket.keep(kept)
+        bucket.keep(made.numbers)
         return bucket
+
+    def _makes(self, bucket: Bucket, made: Recording) -> bool:
+        """Whether a step leaves stats that there were not before."""
+        tensors = made.new or self._guard.new_stats(bucket.kind)
+        return bool(tensors) or any(name not in bucket.numbers for name in made.numbers)
+
+    def _new_program(self, bucket: Bucket, made: Recording) -> Program:
+        """The program of what was recorded, compared with the chain if it has not been."""
+        guard, kind = self._guard, bucket.kind
+        proven = id(bucket.chain), made.code, made.outs, kind.dtype
+        if proven not in self._proven:
+            prove(bucket.chain, bucket.known(), made, kind)
+            self._proven.add(proven)
+        new = {**made.new, **guard.new_stats(kind)}
+        recorded = sorted({**kind.stats, **made.new})
+        kind = replace(kind, stats={**kind.stats, **new})
+        numbers = len(made.scalars) + guard.randomizes(kind.dtype)
+        return self._program(*guard.guarded(made.code, made.outs, recorded, kind), numbers, kind)
 
     def _left_out(self) -> bool:
         """Whether this step is left out. It waits for the device."""
@@ -229,14 +246,14 @@ class Engine:
         self, chain: Chain, hypers: Hypers, params: Sequence[Tensor], state: State, flags: Flags
     ) -> None:
         """Step `params` without a program."""
+        run = run_batched if id(chain) in self._on_matrices else run_chain
+        known = dict(hypers)
         with torch.no_grad():
             if self._guard.form == UNGUARDED.form:
-                run_chain(chain, params, dict(hypers), state, flags)
+                run(chain, params, known, state, flags)
                 return
             scale = self.scale if self._guard.scales else None
-            self._undo += run_guarded(
-                run_chain, chain, params, dict(hypers), state, flags, self._guard, scale
-            )
+            self._undo += run_guarded(run, chain, params, known, state, flags, self._guard, scale)
 
     def _program(self, code: Code, outs: Outs, numbers: int, kind: Kind) -> Program:
         key = code, outs, kind.dtype, kind.device.type, frozenset(kind.stats.items())

@@ -101,11 +101,13 @@ class Guard:
         lacks = self.compensates(kind.dtype) and COMPENSATION not in kind.stats
         return {COMPENSATION: Type(kind.dtype, True)} if lacks else {}
 
+    def randomizes(self, dtype: torch.dtype) -> bool:
+        """Whether each step of a parameter of this dtype needs a seed."""
+        return self.rounding == "stochastic" and dtype in SMALL
+
     def seeds(self, dtype: torch.dtype) -> list[float]:
-        """The numbers that its operations need, after those of the chain."""
-        if self.rounding != "stochastic" or dtype not in SMALL:
-            return []
-        return [float(torch.randint(1 << 53, ()))]
+        """The numbers that its operations need, after those of the chain; newly drawn."""
+        return [float(torch.randint(1 << 53, ()))] if self.randomizes(dtype) else []
 
     def guarded(
         self, code: Code, outs: Outs, recorded: Sequence[str], kind: Kind

@@ -19,7 +19,7 @@ State = MutableMapping[Tensor, Stats]
 Flags = Mapping[Tensor, Mapping[str, Any]]
 Ready = Callable[[Group], list[Tensor]]
 
-_TENSORS = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+TENSORS = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 class Plan:
@@ -134,9 +134,9 @@ def _spelled(kind: Kind) -> list[tuple[str, str, bool]]:
 def _key(p: Tensor, stats: Stats, flags: Mapping[str, Any], by_shape: bool) -> Any:
     """What the parameters of a bucket must share; None if `p` is loose."""
     g = p.grad
-    if type(p) not in _TENSORS or type(g) is not Tensor or not _alike(p, g):
+    if type(p) not in TENSORS or type(g) is not Tensor or not _alike(p, g):
         return None
-    if p.dtype not in FLOATS or g.dtype != p.dtype or p.numel() == 0 or not _dense(p):
+    if p.dtype not in FLOATS or g.dtype != p.dtype or p.numel() == 0 or not dense(p):
         return None
     types, numbers = dict[str, Type](), list[tuple[str, type, Any]]()
     for name, value in stats.items():
@@ -169,7 +169,7 @@ def _alike(p: Tensor, t: Tensor) -> bool:
     )
 
 
-def _dense(p: Tensor) -> bool:
+def dense(p: Tensor) -> bool:
     """Whether the entries fill a stretch of memory, in whatever order, each once."""
     expected = 1
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
@@ -185,7 +185,7 @@ def _sharing(stats: Mapping[Tensor, Stats]) -> set[Tensor]:
     spans: list[tuple[int, int, Tensor]] = []
     for p, mine in stats.items():
         for t in (p, p.grad, *mine.values()):
-            if type(t) in _TENSORS and t.layout is torch.strided and t.numel():
+            if type(t) in TENSORS and t.layout is torch.strided and t.numel():
                 start = t.data_ptr() if t.device.type != "meta" else 0
                 reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
                 spans.append((start, start + (reach + 1) * t.element_size(), p))

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from treadle.optim.chain import Chain, _undisturbed
+from treadle.optim.chain import Chain, undisturbed
 from treadle.optim.engine.eager import run_eagerly
 from treadle.optim.engine.program import Program
-from treadle.optim.engine.record import Recording
+from treadle.optim.engine.record import Recording, record
 from treadle.optim.engine.reference import run_chain
 from treadle.optim.engine.rounding import SMALL
 from treadle.optim.engine.tape import SHARED, Kind, NotRecorded, Type
@@ -39,29 +39,45 @@ def prove(chain: Chain, known: Mapping[str, Any], made: Recording, kind: Kind) -
     shape = _SHAPE if kind.shape is None else kind.shape
     if shape.numel() > _MOST:
         return
-    with _undisturbed(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         p, g, stats = _drawn(kind, shape)
         q = nn.Parameter(p.clone())
-        q.grad = g.clone()
         expected: dict[Tensor, dict[str, Any]] = {q: {k: t.clone() for k, t in stats.items()}}
-        try:
-            run_chain(chain, [q], known, expected, {})
-        except Exception:
-            return  # a small parameter is not what it is made for
-        new = {k: _wide(t) if kind.dtype is torch.float32 else t for k, t in made.new.items()}
-        stats |= {k: p.new_zeros(shape if t.full else (), dtype=t.dtype) for k, t in new.items()}
-        program = Program(made.code, made.outs, len(made.scalars), _with(kind, new))
-        streams = [p, g, *(stats[name] for name in program.kind.names), *map(_one, SHARED)]
-        run_eagerly(program, [[t] for t in streams], made.scalars)
-    same = _close(p, q.data) and _close(g, q.grad)
-    for name, value in expected[q].items():
-        ours = stats.get(name, made.numbers.get(name))
-        same = same and (_close(ours, value) if isinstance(value, Tensor) else _equal(ours, value))
-    if not same:
-        raise NotRecorded(
-            f"the chain {chain} cannot be fused: it does something else with a stand-in than with a"
-            " tensor, as isinstance(t, torch.Tensor) or Python's random numbers would have it"
-        )
+        known = dict(known)
+        for second in (False, True):  # what steppers keep for themselves shows in a second step
+            q.grad = g.clone()
+            try:
+                run_chain(chain, [q], known, expected, {})
+                made = record(chain, known, kind) if second else made
+            except Exception:
+                return  # a small parameter is not what it is made for
+            if kind.dtype is torch.float32:
+                made = made._replace(new={name: _wide(t) for name, t in made.new.items()})
+            ran = g.clone()
+            kind = _run(made, kind, p, ran, stats)
+            known |= made.numbers
+            if (
+                not _same(p, q.data)
+                or not _same(ran, q.grad)
+                or not _same({**known, **stats}, expected[q])
+            ):
+                raise NotRecorded(
+                    f"the chain {chain} cannot be fused: it does something else with a stand-in"
+                    " than with a tensor, as isinstance(t, torch.Tensor), Python's random numbers"
+                    " or what it keeps for itself would have it"
+                )
+
+
+def _run(made: Recording, kind: Kind, p: Tensor, g: Tensor, stats: dict[str, Tensor]) -> Kind:
+    """Run what was recorded on these tensors; the kind that they are of then."""
+    kind = replace(kind, stats={**kind.stats, **made.new})
+    for name, t in made.new.items():
+        stats[name] = p.new_zeros(p.shape if t.full else (), dtype=t.dtype)
+    program = Program(made.code, made.outs, len(made.scalars), kind)
+    one = torch.ones((), dtype=torch.float64)
+    streams = [p, g, *(stats[name] for name in program.kind.names), *[one] * len(SHARED)]
+    run_eagerly(program, [[t] for t in streams], made.scalars)
+    return kind
 
 
 def _drawn(kind: Kind, shape: Sequence[int]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -80,22 +96,14 @@ def _wide(t: Type) -> Type:
     return replace(t, dtype=torch.float32) if t.dtype in SMALL else t
 
 
-def _with(kind: Kind, new: Mapping[str, Type]) -> Kind:
-    return replace(kind, stats={**kind.stats, **new})
-
-
-def _one(_: str) -> Tensor:
-    return torch.ones((), dtype=torch.float64)
-
-
-def _close(a: Any, b: Any) -> bool:
-    return (
-        isinstance(a, Tensor)
-        and isinstance(b, Tensor)
-        and a.shape == b.shape
-        and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-6, equal_nan=True)
-    )
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return bool(a == b or (a != a and b != b))
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether what the reference engine has is there, up to rounding."""
+    if isinstance(theirs, dict):
+        return all(name in ours and _same(ours[name], value) for name, value in theirs.items())
+    if isinstance(theirs, Tensor):
+        return (
+            isinstance(ours, Tensor)
+            and ours.shape == theirs.shape
+            and torch.allclose(ours.double(), theirs.double(), 1e-4, 1e-6, equal_nan=True)
+        )
+    return bool(ours == theirs or (ours != ours and theirs != theirs))

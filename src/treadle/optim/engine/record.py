@@ -11,6 +11,7 @@ import torch
 from treadle.optim.chain import Chain
 from treadle.optim.engine.surface import Value
 from treadle.optim.engine.tape import (
+    CheckedCode,
     Code,
     G,
     Kind,
@@ -42,13 +43,18 @@ class Recording(NamedTuple):
     returned: list[str]  # all stats that steppers have returned, in their order
 
 
-def record(chain: Chain, known: Mapping[str, Any], kind: Kind) -> Recording:
+def record(chain: Chain, known: Mapping[str, Any], kind: Kind, checked: bool = False) -> Recording:
     """Run `chain` on stand-ins. `known` has the hyper-parameters, flags and stats that are numbers.
+
+    With `checked`, the types of each operation are worked out at once, which takes longer but can
+    say where in a stepper they go wrong.
 
     Raises NotRecorded, with a clause that names stepper, operation and line. What a stepper itself
     raises is reported so as well: on the reference engine it will show whether it was at fault.
     """
     tape = Tape(kind)
+    if checked:
+        tape.code = CheckedCode(tape)
     try:
         return _record(chain, known, tape)
     finally:

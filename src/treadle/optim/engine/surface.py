@@ -98,6 +98,8 @@ for _operator, _name in _OPERATORS.items():
     setattr(Value, f"__{_operator}__", getattr(Value, _name))
 for _name in "bool float int index len iter getitem setitem contains array".split():
     setattr(Value, f"__{_name}__", _refused("it reads a tensor's value on the host"))
+# Each recording has new stand-ins, so what a stepper keeps by parameter would be lost.
+setattr(Value, "__hash__", _refused("it uses a tensor as a key; let it return what is to be kept"))  # noqa: B010
 for _name in ("matmul", "rmatmul"):
     setattr(Value, f"__{_name}__", _refused("it multiplies matrices", OnMatrices))
 for _name in ("item", "tolist", "numpy", "cpu"):

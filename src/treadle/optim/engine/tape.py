@@ -125,6 +125,21 @@ class Tape:
         return len(self.code) - 1
 
 
+class CheckedCode(list[Entry]):
+    """The code of a tape that fails as soon as an operation's types do."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._tape = tape
+
+    def append(self, entry: Entry) -> None:
+        """Add an operation."""
+        try:
+            infer([*self, entry], self._tape.kind)
+        except NotRecorded as error:
+            self._tape.fail(str(error))
+        super().append(entry)
+
+
 def infer(code: Sequence[Entry], kind: Kind) -> list[Type]:
     """The type of each operation's result, by torch's rules of promotion.
 

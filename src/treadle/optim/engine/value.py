@@ -30,7 +30,6 @@ class Value:
 
     __slots__ = ("_id", "_tape", "grad")
     __array_ufunc__ = None  # a numpy number on the left leaves the operation to us
-    __hash__ = object.__hash__
 
     grad: Any
 
