@@ -19,7 +19,6 @@ from treadle.all import (
     Learner,
     Optimizer,
     ScheduleFreeAdamW,
-    TerminateOnNaNCallback,
     UsageError,
     accuracy,
     combined_cos,
@@ -252,15 +251,6 @@ def test_no_bar_and_no_logging(capsys):
     assert capsys.readouterr().out == ""
     learn.fit(1)
     assert len(capsys.readouterr().out.splitlines()) == 2
-
-
-def test_the_loop_is_shown_with_its_listeners(capsys):
-    tiny_learner(cbs=TerminateOnNaNCallback).show_training_loop()
-    shown = capsys.readouterr().out
-    lines = {line.split()[0]: line.split()[1:] for line in shown.splitlines()}
-    assert lines["before_train"] == ["[TrainEvalCallback]"]
-    assert lines["before_step"] == ["[TerminateOnNaNCallback]"]
-    assert "after_pred" not in shown  # nobody hears it
 
 
 def test_a_learner_without_a_loss_says_what_to_give():

@@ -15,8 +15,9 @@ from helpers import tiny_learner
 from treadle.callbacks import ModelResetter, Recorder, RNNCallback, TerminateOnNaNCallback
 from treadle.errors import CallbackError
 from treadle.loop import Callback, CancelBatchException, event
-from treadle.loop.events import LOOP_STATE, sort_callbacks
-from treadle.loop.training import OUTLINE
+from treadle.loop.events import LOOP_STATE
+from treadle.loop.explain import OUTLINE
+from treadle.loop.order import sort_callbacks
 
 NAMES = [
     "after_create",
@@ -71,6 +72,49 @@ def test_the_events_are_these_24():
 def test_a_misspelt_event_is_refused_when_the_class_is_made(wrong, right):
     with pytest.raises(CallbackError, match=rf"Mine\.{wrong} looks like an event.*{right}\?"):
         type("Mine", (Callback,), {wrong: lambda self: None})
+
+
+def test_a_misspelt_event_is_found_wherever_the_method_comes_from():
+    class Mixin:
+        def before_ftt(self):
+            pass
+
+    class Below(Mixin):
+        pass
+
+    for base in (Mixin, Below):
+        with pytest.raises(CallbackError, match=r"Mixin\.before_ftt looks like.*before_fit\?"):
+            type("Mine", (base, Callback), {})
+    for method in (staticmethod(print), classmethod(print), len):
+        with pytest.raises(CallbackError, match=r"Mine\.after_los looks like.*after_loss\?"):
+            type("Mine", (Callback,), {"after_los": method})
+    cb = Callback()
+    cb.after_bach = print
+    with pytest.raises(CallbackError, match=r"Callback\.after_bach looks like.*after_batch\?"):
+        tiny_learner(cbs=cb)
+
+
+def test_the_methods_of_a_mixin_are_heard():
+    class Mixin:
+        def after_fit(self):
+            self.fits = self.learn.n_epoch
+
+    with pytest.warns(DeprecationWarning, match="begin_fit: .* called before_fit") as seen:
+        Old = type("Old", (), {"begin_fit": lambda self: None})
+        Mine = type("Mine", (Mixin, Old, Callback), {})
+    assert type("Below", (Mine,), {})  # has been warned of
+    assert len(seen) == 1
+    mine = Mine()
+    tiny_learner(cbs=mine).fit(2)
+    assert mine.fits == 2
+    assert [name for name in NAMES if mine.hears(name)] == ["before_fit", "after_fit"]
+
+
+def test_none_in_the_place_of_a_method_takes_it_away():
+    Less = type("Less", (TerminateOnNaNCallback,), {"before_fit": None})
+    assert not Less().hears("before_fit")
+    with pytest.raises(CallbackError, match=r"Mine\.after_fit is an event, and 3 is no method"):
+        type("Mine", (Callback,), {"after_fit": 3})
 
 
 def test_what_only_an_inner_name_resembles_is_left_alone():
@@ -181,6 +225,8 @@ def test_reading_finds_the_learners():
         _ = look.nothing
     with pytest.raises(AttributeError, match="Look has no attribute 'model'"):
         _ = Look().model
+    with pytest.raises(AttributeError, match=r"'rnn'; that would be a RNNCallback, which was not"):
+        _ = look.rnn
 
 
 @pytest.mark.parametrize("name", sorted(LOOP_STATE))
@@ -194,6 +240,9 @@ def test_a_class_that_would_hide_the_learners_is_refused():
     for what in (None, 3, lambda self: None, property(lambda self: None)):
         with pytest.raises(CallbackError, match=r"Mine defines loss, pred, which would hide"):
             type("Mine", (Callback,), {"pred": what, "loss": what, "mine": 1})
+        mixin = type("Mixin", (), {"model": what})
+        with pytest.raises(CallbackError, match=r"Mixin defines model, which would hide"):
+            type("Mine", (mixin, Callback), {})
 
 
 def test_the_error_reaches_the_caller_of_fit():
@@ -235,6 +284,21 @@ def test_callbacks_are_found_by_name():
     assert learn.terminate_on_na_n is terminate
     learn.remove_cb(rnn)
     assert not hasattr(learn, "rnn")
+
+
+@pytest.mark.parametrize("name", ["Loss", "Validate", "Model", "Freeze", "Opt", "Path"])
+def test_a_callback_does_not_hide_what_the_learner_calls_so(name):
+    seen = []
+    cb = type(name, (Callback,), {"after_loss": lambda self: seen.append(self.loss.item())})()
+    learn = tiny_learner()
+    before = getattr(learn, cb.name)
+    with learn.added_cbs(cb):
+        assert getattr(learn, cb.name) == before
+        learn.fit(1)
+    assert len(seen) == 11
+    learn.fit(1)
+    assert len(seen) == 11
+    assert learn.validate()
 
 
 # Order
@@ -279,19 +343,56 @@ def test_equals_stay_as_they_were_added():
     assert sort_callbacks(cbs) == cbs
 
 
-def test_a_contradiction_names_those_in_it():
+def test_a_contradiction_names_those_in_it_and_nobody_else():
     first, second = First(), Second()
-    first.run_before = second.run_before = (First, Second)
-    with pytest.raises(
-        CallbackError, match=r"(First, Second|Second, First) cannot be put in order"
-    ):
-        sort_callbacks([first, second, Callback()])
+    first.run_before, second.run_before = Second, "First"
+    waits = type("Waits", (Callback,), {"run_after": First})()  # for the circle, but not in it
+    free = type("Free", (Callback,), {"run_before": "Second"})()
+    with pytest.raises(CallbackError) as caught:
+        sort_callbacks([waits, first, free, second, Callback()])
+    said = str(caught.value)
+    assert "the callbacks First, Second cannot" in said or "Second, First cannot" in said
+    assert "First asks to run before Second" in said
+    assert "Second asks to run before First" in said
+    assert "Waits" not in said
+    assert "Free" not in said
+    itself = First()
+    itself.run_before = First
+    assert sort_callbacks([itself]) == [itself]
 
 
 def test_a_wish_about_the_absent_is_no_wish():
     first = First()
-    first.run_after = ["Nobody", "nothing"]
+    first.run_after = ["Second", "model_resetter", RNNCallback]
     assert sort_callbacks([first]) == [first]
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("Recoder", r"First\.run_after names 'Recoder', which is no callback; .* Recorder\?"),
+        (["Second", "zzz"], r"names 'zzz', which is no callback; import the module that has it"),
+        (3, r"First\.run_after names 3; give a class of callbacks"),
+        ([int], r"names <class 'int'>; give a class of callbacks"),
+        (RNNCallback(), r"names RNNCallback; give a class of callbacks"),
+    ],
+)
+def test_a_wish_about_what_is_no_callback_is_refused(wish, said):
+    first = First()
+    first.run_after = wish
+    with pytest.raises(CallbackError, match=said):
+        tiny_learner(cbs=first)
+
+
+def test_a_name_may_be_that_of_a_base():
+    class Third(Second):
+        pass
+
+    first, third = First(), Third()
+    third.run_after, first.run_before = "First", ()
+    assert sort_callbacks([third, first]) == [first, third]
+    third.run_after, first.run_before = (), "Second"
+    assert sort_callbacks([third, first]) == [first, third]
 
 
 # Ten classes that may wish for places relative to one another

@@ -1,148 +1,38 @@
-"""The loop: which events fire in which order, what a cancel skips, and what callbacks change."""
+"""The loop: what cancels leave, what callbacks change, what an interrupt leaves usable."""
 
 from __future__ import annotations
 
-from collections import namedtuple
-from itertools import pairwise
+import math
+import signal
+import subprocess
+import sys
+import traceback
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from helpers import tiny_learner
+from helpers import copied_params, tiny_learner
 from treadle.all import (
+    SGD,
     Adam,
     Callback,
     CallbackError,
-    CancelBackwardException,
     CancelBatchException,
-    CancelEpochException,
     CancelFitException,
     CancelStepException,
     CancelTrainException,
-    CancelValidException,
+    DataLoader,
     DataLoaders,
+    ParamScheduler,
     Recorder,
+    SchedLin,
     TerminateOnNaNCallback,
-    UsageError,
     event,
 )
-from treadle.loop.precision import Precision
-
-CANCELS = {
-    "step": CancelStepException,
-    "backward": CancelBackwardException,
-    "batch": CancelBatchException,
-    "train": CancelTrainException,
-    "validate": CancelValidException,
-    "epoch": CancelEpochException,
-    "fit": CancelFitException,
-}
-
-
-class Journal(Callback):
-    """Writes down every event, and raises what it is told to at the n-th firing of one."""
-
-    def __init__(self, raise_at: dict[tuple[str, int], type[Exception]]) -> None:
-        self.raise_at = raise_at
-        self.lines: list[str] = []
-
-    def fire(self, name):
-        self.lines.append(name)
-        error = self.raise_at.get((name, self.lines.count(name)))
-        if error is not None:
-            raise error
-
-
-for _name in event:
-    setattr(Journal, _name, lambda self, name=str(_name): self.fire(name))
-Journal._heard = frozenset(event.__members__)
-
-
-def model_of_the_loop(raise_at, n_epoch, n_train, n_valid):
-    """What the loop promises, in twenty lines: the events it fires, and what escapes it."""
-    lines = []
-
-    def fire(name):
-        lines.append(name)
-        if error := raise_at.get((name, lines.count(name))):
-            raise error
-
-    def phase(name, body):
-        try:
-            fire(f"before_{name}")
-            body()
-        except CANCELS[name]:
-            fire(f"after_cancel_{name}")
-        fire(f"after_{name}")
-
-    def batch(training):
-        fire("after_pred")
-        fire("after_loss")
-        if training:
-            phase("backward", lambda: None)
-            phase("step", lambda: None)
-
-    def epoch():
-        phase("train", lambda: [phase("batch", lambda: batch(True)) for _ in range(n_train)])
-        phase("validate", lambda: [phase("batch", lambda: batch(False)) for _ in range(n_valid)])
-
-    escaped = None
-    try:
-        phase("fit", lambda: [phase("epoch", epoch) for _ in range(n_epoch)])
-    except tuple(CANCELS.values()) as error:
-        escaped = type(error)
-    return lines, escaped
-
-
-def events_of_a_fit(raise_at, n_epoch=2):
-    learn = tiny_learner()
-    journal = Journal(raise_at)
-    learn.add_cb(journal)
-    journal.lines.clear()  # after_create was heard when it was added
-    escaped = None
-    try:
-        with learn.no_logging():
-            learn.fit(n_epoch)
-    except tuple(CANCELS.values()) as error:
-        escaped = type(error)
-    return learn, journal.lines, escaped
-
-
-def test_the_order_of_events():
-    learn, lines, _ = events_of_a_fit({}, n_epoch=1)
-    n_train, n_valid = len(learn.dls.train), len(learn.dls.valid)
-    train_batch = (
-        "before_batch after_pred after_loss before_backward after_backward before_step after_step "
-        "after_batch"
-    ).split()
-    valid_batch = "before_batch after_pred after_loss after_batch".split()
-    assert lines == [
-        *("before_fit", "before_epoch", "before_train"),
-        *train_batch * n_train,
-        *("after_train", "before_validate"),
-        *valid_batch * n_valid,
-        *("after_validate", "after_epoch", "after_fit"),
-    ]
-
-
-raisable = [name for name in event if name != "after_create"]
-
-
-@given(
-    st.dictionaries(
-        st.tuples(st.sampled_from(raisable), st.integers(1, 3)),
-        st.sampled_from(list(CANCELS.values())),
-        max_size=3,
-    )
-)
-@settings(max_examples=150, deadline=None)
-def test_cancels_raised_anywhere_follow_the_model(raise_at):
-    learn, lines, escaped = events_of_a_fit(raise_at)
-    expected = model_of_the_loop(raise_at, 2, len(learn.dls.train), len(learn.dls.valid))
-    assert (lines, escaped) == expected
 
 
 def test_a_cancelled_batch_changes_nothing_and_is_not_recorded():
@@ -289,25 +179,131 @@ def test_the_books_spelling_of_a_penalty_reaches_the_gradient():
     torch.testing.assert_close(difference, 0.001 * 20 * start)
 
 
-def test_callbacks_change_gradients_model_loader_and_optimizer():
+def test_a_loss_changed_in_place_harms_neither_the_other_nor_the_loss_function():
+    """A square root keeps its result for the backward pass; changing that in place would be an
+    error of autograd."""
+
+    def rmse(pred, target):
+        return (pred - nn.functional.one_hot(target, 4)).square().mean().sqrt()
+
+    def gradients(**functions):
+        learn, found = tiny_learner(loss_func=rmse), []
+
+        def keep(cb):
+            found.append(([p.grad.clone() for p in cb.model.parameters()], cb.loss.item()))
+
+        learn.fit(1, cbs=[Callback(**functions), Callback(after_backward=keep)])
+        return found[0]
+
+    def triple(cb):
+        cb.learn.loss *= 3
+
+    def triple_grad(cb):
+        cb.learn.loss_grad *= 3
+
+    (plain, loss), (tripled, loss3) = gradients(), gradients(after_loss=triple)
+    (by_grad, same_loss), _ = gradients(after_loss=triple_grad), None
+    assert loss3 == pytest.approx(3 * loss)
+    assert same_loss == loss
+    for g, g3, also in zip(plain, tripled, by_grad, strict=True):
+        torch.testing.assert_close(g3, 3 * g)
+        assert torch.equal(g3, also)
+
+
+def test_callbacks_change_gradients():
     learn = tiny_learner()
-    half = list(learn.dls.train)[:2]
+    before = flat(learn.model).clone()
 
-    class Swap(Callback):
-        def before_train(self):
-            self.learn.dl = half
-
+    class Flat(Callback):
         def before_step(self):
             for p in self.model.parameters():
-                p.grad.zero_()
+                p.grad.fill_(1.0)
 
-    before = flat(learn.model).clone()
-    learn.fit(1, wd=0.0, cbs=Swap)
-    assert learn.updates == 2
-    assert torch.equal(flat(learn.model), before)
-    other = nn.Linear(8, 4)
-    learn.fit(1, cbs=Callback(before_train=lambda cb: setattr(cb.learn, "model", other)))
-    assert learn.model is other
+    learn.fit(1, 0.5, wd=0.0, cbs=Flat)
+    torch.testing.assert_close(flat(learn.model), before - 0.5 * len(learn.dls.train))
+
+
+def test_callbacks_change_the_loader():
+    learn, seen = tiny_learner(), []
+    half = list(learn.dls.train)[:2]
+    learn.fit(
+        2,
+        cbs=[
+            Callback(before_train=lambda cb: setattr(cb.learn, "dl", half)),
+            Callback(before_batch=lambda cb: seen.append((cb.iter, cb.n_iter, cb.training))),
+        ],
+    )
+    assert learn.updates == 4
+    assert [it for it in seen if it[2]] == [(0, 2, True), (1, 2, True)] * 2
+
+
+def test_callbacks_change_the_model():
+    learn, other = tiny_learner(), nn.Linear(8, 4)
+    kept = copied_params(other)
+    seen = []
+
+    class Lend(Callback):
+        """Validates another model, as one that averages weights does."""
+
+        def before_validate(self):
+            self.own, self.learn.model = self.model, other
+
+        def after_pred(self):
+            seen.append((self.training, self.pred.detach() - other(self.x).detach()))
+
+        def after_validate(self):
+            self.learn.model = self.own
+
+    model = learn.model
+    learn.fit(1, cbs=Lend)
+    assert learn.model is model
+    assert all(map(torch.equal, copied_params(other), kept))
+    assert all(training or not difference.any() for training, difference in seen)
+
+
+def test_callbacks_change_the_optimizer():
+    """In the middle of a fit: from then on the other one steps, and is scheduled and recorded."""
+    learn = tiny_learner(opt_func=partial(SGD, mom=0.9))
+    others = []
+
+    class Swap(Callback):
+        def before_epoch(self):
+            if self.epoch == 1:
+                self.learn.opt = Adam(self.model.parameters(), lr=7.0)
+                others.append(self.learn.opt)
+
+    learn.fit(2, cbs=[Swap, ParamScheduler({"lr": SchedLin(1.0, 0.0)})])
+    assert learn.opt is others[0]
+    assert all(state["step"] == 8 for state in learn.opt.state.values())
+    assert learn.recorder.lrs == pytest.approx([1 - i / 16 for i in range(16)])
+    hps = learn.recorder.hps
+    assert {len(column) for column in hps.values()} == {16}
+    assert torch.tensor(hps["sqr_mom"]).isnan().tolist() == [True] * 8 + [False] * 8
+    assert "mom" in hps
+
+
+def test_callbacks_change_the_schedule():
+    """It holds at once; and a group that is new in the middle of a fit is scheduled too."""
+    learn = tiny_learner()
+
+    class Change(Callback):
+        order = 1
+
+        def before_epoch(self):
+            if self.epoch == 1:
+                self.param_scheduler_lr.scheds["lr"] = SchedLin(0.0, 1.0)
+
+        def before_batch(self):
+            if self.epoch == 1 and self.iter == 4 and self.training:
+                extra = {"params": [nn.Parameter(torch.ones(1))], "param_names": ["extra"]}
+                self.opt.add_param_group(extra)
+
+    learn.fit(2, cbs=[ParamScheduler({"lr": SchedLin(1.0, 0.0)}), Change])
+    first, second = learn.recorder.hypers
+    down, up = [1 - i / 16 for i in range(8)], [i / 16 for i in range(8, 16)]
+    assert first["lr"] == pytest.approx(down + up)
+    assert second["lr"][12:] == first["lr"][12:]
+    assert all(map(math.isnan, second["lr"][:12]))
 
 
 def test_adding_a_callback_again_does_not_run_it_twice():
@@ -353,6 +349,30 @@ def test_a_new_opt_func_takes_effect_at_the_next_fit():
     assert "sqr_mom" in learn.opt.hyper_names
 
 
+def test_parameters_that_came_to_the_model_are_trained():
+    """A head put on after a fit would otherwise never be stepped, without a word."""
+    learn = tiny_learner()
+    learn.fit(1)
+    learn.model[2] = nn.Linear(16, 4)
+    before = learn.model[2].weight.detach().clone()
+    with pytest.warns(UserWarning, match=r"2\.weight, 2\.bias\); the optimizer is made anew"):
+        learn.fit_one_cycle(1, 0.1)
+    assert not torch.equal(learn.model[2].weight, before)
+    own = SGD(learn.model[2].parameters(), lr=0.1)  # one that the user made knows best
+    learn.opt = own
+    learn.fit(1)
+    assert learn.opt is own
+
+
+def test_the_state_of_the_optimizer_is_kept_under_the_parameters_names():
+    for opt_func in (Adam, torch.optim.AdamW, lambda params, lr: torch.optim.SGD(params, lr=lr)):
+        learn = tiny_learner(opt_func=opt_func)
+        learn.fit(1)
+        named = [group["param_names"] for group in learn.opt.state_dict()["param_groups"]]
+        assert sorted(chain(*named)) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+        learn.opt.load_state_dict(learn.opt.state_dict())
+
+
 def test_one_loader_alone_trains_without_validation():
     learn = tiny_learner()
     learn.dls = DataLoaders(list(learn.dls.train), device="cpu")
@@ -360,56 +380,106 @@ def test_one_loader_alone_trains_without_validation():
     assert learn.recorder.values[0][1] is None
 
 
-def test_forward_is_few_frames_below_fit():
-    import traceback
-
-    depths = []
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_forward_is_few_frames_below_fit(verb):
+    """In training and in validation, torch's own frames counted."""
+    depths = {True: set(), False: set()}
 
     class Deep(nn.Linear):
         def forward(self, x):
-            frames = [frame for frame in traceback.extract_stack() if "torch" not in frame.filename]
-            names = [frame.name for frame in frames]
-            if self.training:
-                depths.append(len(names) - 1 - names.index("fit"))
+            names = [frame.name for frame in traceback.extract_stack()]
+            depths[self.training].add(len(names) - 1 - names.index(verb))
             return super().forward(x)
 
     learn = tiny_learner()
     learn.model = Deep(8, 4)
+    learn.fit(1) if verb == "fit" else learn.validate()
+    assert max(depths[False]) <= 10
+    assert verb == "validate" or max(depths[True]) <= 10
+
+
+# Interrupts
+
+
+def interrupted_learner(**kwargs):
+    """Interrupted in the third batch of the second epoch."""
+
+    class Interrupt(Callback):
+        def after_loss(self):
+            if self.training and (self.epoch, self.iter) == (1, 2):
+                raise KeyboardInterrupt
+
+    learn = tiny_learner(**kwargs)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        learn.fit_one_cycle(3, 0.1, cbs=Interrupt)
+    return learn, caught  # whose traceback holds on to all, as a notebook's does
+
+
+def test_after_an_interrupt_table_and_history_stand_and_the_learner_is_usable(capsys):
+    learn, _ = interrupted_learner()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    recorder = learn.recorder
+    assert [row["epoch"] for row in recorder.history] == [0]
+    assert len(recorder.losses) == len(recorder.lrs) == len(recorder.steps) == 8 + 2
+    recorder.plot_loss()
+    assert [type(cb).__name__ for cb in learn.cbs] == [
+        *("TrainEvalCallback", "Recorder", "ProgressCallback")
+    ]
+    assert learn.validate()[0] > 0
+    learn.lr_find(num_it=20, show_plot=False)
     learn.fit(1)
-    assert max(depths) <= 10
+    assert len(recorder.history) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_half_precision_predictions_become_float32_wherever_they_are():
-    half = torch.zeros(2, dtype=torch.bfloat16)
-    nested = Precision("bf16").to_float((half, {"a": [half, "text"]}))
-    assert nested[0].dtype == nested[1]["a"][0].dtype == torch.float32
-    assert nested[1]["a"][1] == "text"
-    pair = namedtuple("Pair", "first second")(half, half)
-    assert Precision("bf16").to_float(pair).second.dtype == torch.float32
+def test_after_an_interrupt_the_loader_starts_a_new_epoch():
+    x, y = (torch.cat(parts) for parts in zip(*tiny_learner().dls.train, strict=True))
+    train = DataLoader(torch.utils.data.TensorDataset(x, y), bs=16, device="cpu", num_workers=1)
+    learn, _ = interrupted_learner(dls=DataLoaders(train))
+    assert (train.state_dict()["epoch"], train.state_dict()["batch"]) == (2, 0)
+    learn.lr_find(num_it=20, show_plot=False)
+    learn.fit(1)
+    assert learn.updates == 8
 
 
-def test_bf16_computes_in_bf16_and_reports_in_float32():
-    seen = []
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from helpers import tiny_learner
+from treadle.all import *
+learn = tiny_learner()
+left = []
 
-    class Look(nn.Linear):
-        def forward(self, x):
-            out = super().forward(x)
-            seen.append(out.dtype)
-            return out
+class Slow(Callback):
+    order = -3
+    def before_fit(self):
+        self.scope.callback(left.append, "scope")
+    def before_batch(self):
+        if self.epoch == 1 and self.iter == 2 and self.training:
+            print("now", flush=True)
+            while True:
+                pass  # until the signal comes
 
-    learn = tiny_learner(precision="bf16")
-    learn.model = Look(8, 4)
-    learn.fit(1, cbs=Callback(after_pred=lambda cb: seen.append(cb.pred.dtype)))
-    assert set(seen) == {torch.bfloat16, torch.float32}
-    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+try:
+    learn.fit(3, cbs=Slow)
+except KeyboardInterrupt:
+    print("interrupted", left, len(learn.recorder.rows), len(learn.recorder.losses), len(learn.cbs))
+learn.fit(1)
+print("trained", len(learn.recorder.rows))
+"""
 
 
-def test_fp16_on_the_cpu_says_what_it_does_instead():
-    learn = tiny_learner().to_fp16()
-    with pytest.warns(UserWarning, match="bf16 instead"):
-        learn.fit(1)
-    with pytest.raises(UsageError, match="did you mean fp16"):
-        tiny_learner(precision="f16")
+def test_ctrl_c_in_a_terminal():
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any(line == "now\n" for line in lines)
+        process.send_signal(signal.SIGINT)
+        rest = list(lines)
+    assert process.returncode == 0
+    assert rest[0] == "interrupted ['scope'] 1 10 3\n"
+    assert rest[-1] == "trained 1\n"
 
 
 def flat(model):

@@ -79,8 +79,10 @@ def test_every_room_has_its_row():
 
 
 def test_callbacks_do_not_import_one_another():
-    """But for the base that trackers share, and the table that rows are written with."""
-    shared = {"treadle.callbacks.tracker", "treadle.callbacks.table"}
+    """But for the bases that trackers, loggers and listeners to layers share, how rows and layers
+    are shown, and the search for a number that is none."""
+    names = "tracker logger hooks table layer_plots forensic".split()
+    shared = {f"treadle.callbacks.{name}" for name in names}
     for path in (SRC / "callbacks").glob("*.py"):
         if path.name != "__init__.py":
             others = {name for name in imports_of(path) if name.startswith("treadle.callbacks")}

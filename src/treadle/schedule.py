@@ -111,11 +111,16 @@ def combine_scheds(pcts: Sequence[float], scheds: Sequence[Schedule]) -> Schedul
         )
     ends = [*list(accumulate(pcts))[:-1], 1.0]
     starts = [0.0, *ends[:-1]]
-    filled = [i for i, pct in enumerate(pcts) if pct > 0]
+    parts = [
+        (start, end - start, sched)
+        for start, end, sched in zip(starts, ends, scheds, strict=True)
+        if end > start
+    ]
+    inner_ends = [start for start, _, _ in parts[1:]]
 
     def combined(pos: float) -> float:
-        i = min(bisect_right(ends, pos), filled[-1])
-        return scheds[i](min(max((pos - starts[i]) / (ends[i] - starts[i]), 0.0), 1.0))
+        start, length, sched = parts[bisect_right(inner_ends, pos)]
+        return sched((pos - start) / length)
 
     return combined
 

@@ -29,6 +29,8 @@ class GatherPredsCallback(Callback):
         self.losses: list[Tensor] = []
 
     def after_batch(self) -> None:
+        if self.pred is None:  # of a batch that was cancelled
+            return
         if self.with_input:
             self.inputs.append(map_tensors(_to_cpu, self.x))
         self.preds.append(map_tensors(_to_cpu, self.pred))

@@ -23,5 +23,4 @@ class GradientClip(Callback):
         self.max_norm, self.norm_type = max_norm, norm_type
 
     def before_step(self) -> None:
-        self.precision.unscale(self.opt)
         clip_grad_norm_(self.model.parameters(), self.max_norm, self.norm_type)

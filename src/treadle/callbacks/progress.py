@@ -8,13 +8,16 @@ from typing import Any, Protocol
 
 from treadle.callbacks.table import Row, Table, format_cell, no_table
 from treadle.loop.events import Callback
+from treadle.loop.late import LateNumbers
 from treadle.plots import notebook_shell
 
-REFRESH_S = 0.1  # what a bar shows is read from the device at most this often
+REFRESH_S = 0.1  # a bar moves at most this often
 
 
 class Display(Protocol):
-    """Where rows and a bar are shown."""
+    """Where rows and a bar are shown; the latter where it is `live`."""
+
+    live: bool
 
     def row(self, row: Row) -> None:
         """Add a row to the table; the first one holds the names of the columns."""
@@ -40,20 +43,26 @@ class ProgressCallback(Callback):
 
     def before_fit(self) -> None:
         self.display = make_display()
+        self.run_train = self.run_valid = self.display.live  # else there is nothing to show
         self.scope.callback(self._close)
-        self.shown = 0.0
+        self.shown, self.loss_shown, self.late = 0.0, "", LateNumbers()
         if self.learn.logger is not no_table:
             self.scope.callback(setattr, self.learn, "logger", self.learn.logger)
             self.learn.logger = self.display.row
 
     def after_batch(self) -> None:
-        now = time.perf_counter()
-        if self.display is not None and now - self.shown >= REFRESH_S:
-            self.shown = now
-            phase = "train" if self.training else "valid"
-            loss = f"  loss {self.loss.item():.4f}" if self.loss is not None else ""  # waits
-            text = f"epoch {self.epoch + 1}/{self.n_epoch}  {phase}{loss}"
-            self.display.bar(self.iter + 1, self.n_iter, text)
+        if self.display is not None and time.perf_counter() - self.shown >= REFRESH_S:
+            self.shown = time.perf_counter()
+            self._show(self.display)
+
+    def _show(self, display: Display) -> None:
+        if self.loss is not None:
+            self.late.send(self.loss)
+        for loss in self.late.arrived():
+            self.loss_shown = f"  loss {loss:.4f}"
+        phase = "train" if self.training else "valid"
+        text = f"epoch {self.epoch + 1}/{self.n_epoch}  {phase}{self.loss_shown}"
+        display.bar(self.iter + 1, self.n_iter, text)
 
     def _close(self) -> None:
         if self.display is not None:
@@ -74,6 +83,8 @@ def make_display() -> Display:
 class PlainDisplay:
     """Lines only: for files, pipes and logs."""
 
+    live = False
+
     def __init__(self) -> None:
         self.row = Table(lambda line: print(line, flush=True))
 
@@ -86,6 +97,8 @@ class PlainDisplay:
 
 class TerminalDisplay:
     """Lines, and below them a bar that goes away when the fit ends."""
+
+    live = True
 
     def __init__(self, console: Any) -> None:
         from rich.progress import (
@@ -129,6 +142,8 @@ class TerminalDisplay:
 
 class NotebookDisplay:
     """One output that is redrawn: an HTML table, and a line of progress while the fit runs."""
+
+    live = True
 
     def __init__(self) -> None:
         from IPython.display import HTML, display

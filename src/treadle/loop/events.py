@@ -10,8 +10,9 @@ import difflib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum, auto
+from operator import attrgetter
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -148,28 +149,22 @@ class Callback:
     def __init__(self, **functions: Callable[[Any], object]) -> None:
         for name, function in functions.items():
             if name not in event.__members__:
-                raise CallbackError(f"Callback({name}=...): no such event; {_nearest(name)}")
+                raise CallbackError(f"Callback({name}=...): no such event; {nearest_event(name)}")
             setattr(self, name, MethodType(function, self))
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        hidden = sorted(LOOP_STATE & vars(cls).keys())
-        if hidden:
-            raise CallbackError(
-                f"{cls.__name__} defines {', '.join(hidden)}, which would hide what the learner "
-                "calls so; give it another name."
-            )
-        for name, method in list(vars(cls).items()):
-            if not inspect.isfunction(method) or name in event.__members__:
-                continue
-            if name in _RETIRED:
-                _adopt_retired_name(cls, name, method)
-            elif _looks_like_event(name):
-                raise CallbackError(
-                    f"{cls.__name__}.{name} looks like an event but is none, so it would never be "
-                    f"called; {_nearest(name)} (A helper method may start with an underscore.)"
-                )
-        cls._heard = frozenset(name for name in event.__members__ if hasattr(cls, name))
+        parents = [base for base in cls.__mro__[1:] if issubclass(base, Callback)]
+        mixins = [base for base in cls.__mro__[1:] if not any(issubclass(p, base) for p in parents)]
+        for base in (cls, *mixins):
+            _check_hides_nothing(base)
+            for name, method in list(vars(base).items()):
+                if not inspect.isroutine(method):
+                    continue
+                if name in _RETIRED:
+                    _adopt_retired_name(cls, name, method)
+                check_event_name(base.__name__, name)
+        cls._heard = frozenset(name for name in event.__members__ if _has_method(cls, name))
 
     @property
     def name(self) -> str:
@@ -177,7 +172,7 @@ class Callback:
 
         `RNNCallback` is `learn.rnn`, `ModelResetter` is `learn.model_resetter`.
         """
-        return snake_case(type(self).__name__.removesuffix("Callback")) or "callback"
+        return default_name(type(self))
 
     def hears(self, name: str) -> bool:
         """Whether this callback has something to do at the event `name`."""
@@ -193,19 +188,40 @@ class Callback:
         except AttributeError:
             raise AttributeError(
                 f"neither {type(self).__name__} nor its learner has an attribute {name!r}"
+                f"{_who_would_have(name)}"
             ) from None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in LOOP_STATE:
-            raise CallbackError(
-                f"{type(self).__name__} assigns self.{name}, which would only hide the learner's "
-                f"{name} from this callback and change nothing in training; "
-                f"write self.learn.{name} = ... instead."
-            )
-        object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         return type(self).__name__
+
+
+def _learners(name: str) -> property:
+    """What a callback reads as its own and is the learner's."""
+
+    def refuse(cb: Callback, value: object) -> None:
+        raise CallbackError(
+            f"{cb} assigns self.{name}, which would only hide the learner's {name} from this "
+            f"callback and change nothing in training; write self.learn.{name} = ... instead."
+        )
+
+    return property(attrgetter(f"learn.{name}"), refuse)
+
+
+# What callbacks read most, once or more a batch, they find without the detour of `__getattr__`.
+for _name in LOOP_STATE:
+    setattr(Callback, _name, _learners(_name))
+
+
+def all_callbacks(cls: type[Callback] = Callback) -> Iterator[type[Callback]]:
+    """All classes of callbacks that have been made."""
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from all_callbacks(subclass)
+
+
+def default_name(cls: type[Callback]) -> str:
+    """The name on the learner of a callback of this class, if it has no say in it."""
+    return snake_case(cls.__name__.removesuffix("Callback")) or "callback"
 
 
 def snake_case(name: str) -> str:
@@ -218,6 +234,21 @@ def snake_case(name: str) -> str:
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
 
 
+def check_event_name(owner: str, name: str) -> None:
+    """Raise CallbackError for a method that looks like an event but is none."""
+    if name not in event.__members__ and name not in _RETIRED and _looks_like_event(name):
+        raise CallbackError(
+            f"{owner}.{name} looks like an event but is none, so it would never be called; "
+            f"{nearest_event(name)} (A helper method may start with an underscore.)"
+        )
+
+
+def nearest_event(name: str) -> str:
+    """A clause with the event nearest to `name`, or with all of them."""
+    close = difflib.get_close_matches(name, event.__members__, n=1, cutoff=0.4)
+    return f"did you mean {close[0]}?" if close else f"events are {', '.join(event.__members__)}."
+
+
 def _looks_like_event(name: str) -> bool:
     if name.startswith("_"):
         return False
@@ -226,9 +257,27 @@ def _looks_like_event(name: str) -> bool:
     return bool(difflib.get_close_matches(name, event.__members__, n=1, cutoff=0.8))
 
 
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, event.__members__, n=1, cutoff=0.4)
-    return f"did you mean {close[0]}?" if close else f"events are {', '.join(event.__members__)}."
+def _has_method(cls: type[Callback], name: str) -> bool:
+    """Whether the class hears `name`; None in the place of a parent's method takes it away."""
+    method = getattr(cls, name, None)
+    if method is not None and not callable(method):
+        raise CallbackError(f"{cls.__name__}.{name} is an event, and {method!r} is no method.")
+    return method is not None
+
+
+def _check_hides_nothing(cls: type) -> None:
+    hidden = sorted(LOOP_STATE & vars(cls).keys())
+    if hidden:
+        raise CallbackError(
+            f"{cls.__name__} defines {', '.join(hidden)}, which would hide what the learner calls "
+            "so; give it another name."
+        )
+
+
+def _who_would_have(name: str) -> str:
+    """A clause with the callback that is found under `name` where it is there, or nothing."""
+    cls = next((cls for cls in all_callbacks() if default_name(cls) == name), None)
+    return f"; that would be a {cls.__name__}, which was not added" if cls else ""
 
 
 def _adopt_retired_name(cls: type[Callback], old: str, method: Callable[..., object]) -> None:
@@ -241,55 +290,3 @@ def _adopt_retired_name(cls: type[Callback], old: str, method: Callable[..., obj
         stacklevel=3,
     )
     setattr(cls, new, method)
-
-
-def sort_callbacks(cbs: Iterable[Callback]) -> list[Callback]:
-    """By `order`, but after all that must run before: `run_after` of one, `run_before` of others.
-
-    Who has the wish moves for it: forward to run before another, back to run after it. Equal
-    callbacks keep the order in which they were added.
-
-    Raises:
-        CallbackError: if the wishes contradict one another, with those that do.
-    """
-    cbs = list(cbs)
-    places = _places(cbs)
-    waiting = sorted(cbs, key=lambda cb: places[id(cb)])
-    done: list[Callback] = []
-    while waiting:
-        free = next((cb for cb in waiting if not any(_precedes(o, cb) for o in waiting)), None)
-        if free is None:
-            names = ", ".join(str(cb) for cb in waiting)
-            raise CallbackError(
-                f"the callbacks {names} cannot be put in order: their run_before and run_after "
-                "contradict one another; take one of these wishes back."
-            )
-        waiting.remove(free)
-        done.append(free)
-    return done
-
-
-def _places(cbs: Sequence[Callback]) -> dict[int, float]:
-    """The `order` of each callback, or that of the least of those it asks to run before: else
-    these would wait for it, and fall behind others that count on their `order`."""
-    places = {id(cb): cb.order for cb in cbs}
-    wishes = [(a, b) for a in cbs for b in cbs if a is not b and _refers(a.run_before, b)]
-    for _ in wishes:  # a chain of wishes is at most this long
-        for a, b in wishes:
-            places[id(a)] = min(places[id(a)], places[id(b)])
-    return places
-
-
-def _precedes(first: Callback, then: Callback) -> bool:
-    """Whether one of the two asks that `first` runs before `then`."""
-    if first is then:
-        return False
-    return _refers(first.run_before, then) or _refers(then.run_after, first)
-
-
-def _refers(refs: CallbackRef | Sequence[CallbackRef], cb: Callback) -> bool:
-    several = [refs] if isinstance(refs, (str, type)) else refs
-    return any(
-        ref in (cb.name, type(cb).__name__) if isinstance(ref, str) else isinstance(cb, ref)
-        for ref in several
-    )

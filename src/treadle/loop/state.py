@@ -59,7 +59,8 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
 
 
 _LOOP_FIELDS = (
-    "dl xb yb pred loss_grad _loss training n_epoch n_iter epoch iter updates planned_updates"
+    "dl xb yb pred _loss _loss_grad training n_epoch n_iter epoch iter updates planned_updates "
+    "window"
 ).split()
 
 

@@ -1,0 +1,102 @@
+"""What was found out about a number that is none, and how it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from treadle.loop.nested import map_tensors
+
+
+@dataclass
+class NonFinite:
+    """What is known of a loss or a gradient that is infinite or not a number.
+
+    Attributes:
+        what: "the loss" or "a gradient".
+        epoch, batch: when, both counted from 0.
+        where: in words, which computation it came out of; empty if that was not found.
+        module: the name of the module that it came out of, "" for the model itself; None if it was
+            no module.
+        parameters: by name, those that are not finite themselves or whose gradient is not.
+        samples: which samples of the batch it concerns, counted from 0; empty if not known.
+        indices: the same as indices of the data set, where the loader can tell.
+        items: the same as the items there, files mostly.
+        batch_size: how many samples the batch has.
+    """
+
+    what: str
+    value: float
+    epoch: int
+    batch: int
+    where: str = ""
+    module: str | None = None
+    parameters: list[str] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    batch_size: int = 0
+
+    def __str__(self) -> str:
+        found = self.where or "it did not come again when the batch was run once more"
+        return (
+            f"{self.what} became {self.value} at epoch {self.epoch}, batch {self.batch}: {found}"
+            f"{self._of_samples()}{self._of_parameters()}."
+        )
+
+    def _of_samples(self) -> str:
+        if not self.samples:
+            return ""
+        if len(self.samples) == self.batch_size > 1:
+            return f", in all {self.batch_size} samples of the batch"
+        said = f", in {_listed('sample', self.samples)} of the batch"
+        if self.indices:
+            named = f": {_first(self.items)}" if self.items else ""
+            said += f" ({_listed('item', self.indices)} of the data{named})"
+        return said
+
+    def _of_parameters(self) -> str:
+        if not self.parameters:
+            return ""
+        what = "the gradient of " if self.what == "a gradient" else ""
+        return f"; {what}{_first(self.parameters)} is not finite"
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+
+def _listed(what: str, numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return f"{what}{'s' * (len(numbers) > 1)} {shown}"
+
+
+def floats(batch: Any) -> list[Tensor]:
+    """The tensors of floating numbers in nested tuples, lists and dicts."""
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t) if t.is_floating_point() else None, batch)
+    return found
+
+
+def is_finite(t: Tensor) -> bool:
+    return bool(t.isfinite().all())
+
+
+def rows(t: Tensor, n: int) -> list[int]:
+    """The samples with a number that is not finite, if `n` samples are the first axis."""
+    if t.ndim == 0 or len(t) != n:
+        return []
+    bad: list[int] = (~t.detach().isfinite()).reshape(n, -1).any(1).nonzero().flatten().tolist()
+    return bad
+
+
+def spread(what: str, tensors: Iterable[Tensor]) -> str:
+    """From where to where their numbers go, in words."""
+    numbers = [t.detach() for t in tensors if t.numel()]
+    if not numbers:
+        return ""
+    low, high = min(float(t.min()) for t in numbers), max(float(t.max()) for t in numbers)
+    return f", {what} from {low:.4g} to {high:.4g}"

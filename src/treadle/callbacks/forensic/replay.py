@@ -1,0 +1,142 @@
+"""Run the batch that went wrong once more, from where it started, and look."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from treadle.callbacks.forensic.finding import NonFinite
+from treadle.callbacks.forensic.watch import Watch, blame
+from treadle.loop.events import Callback
+from treadle.loop.state import _generators, _set_generators
+from treadle.metrics import batch_size
+
+# Batch norm writes its statistics without counting a version of them, so small buffers are copied
+# each time; large ones (masks, tables), which would cost, only when their version says so.
+_LARGE = 2**16
+
+
+class KeptState(Callback):
+    """What a forward pass starts from, as it was before the last one of training: torch's random
+    numbers, and the model's buffers."""
+
+    order = math.inf  # after all that draw random numbers to make the batch
+    run_valid = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = list(model.buffers())
+        self.kept = [b.detach().clone() for b in self.buffers]
+        self.versions = [b._version for b in self.buffers]
+        self._note_generators()
+
+    def before_batch(self) -> None:
+        self._note_generators()
+        moved = self._moved()
+        if moved:
+            torch._foreach_copy_([kept for kept, _ in moved], [live for _, live in moved])
+            self.versions = [b._version for b in self.buffers]
+
+    def _note_generators(self) -> None:
+        self.generator = torch.get_rng_state()
+        cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self.cuda_generators = torch.cuda.get_rng_state_all() if cuda else None
+
+    def _moved(self) -> list[tuple[Tensor, Tensor]]:
+        every = zip(self.kept, self.buffers, self.versions, strict=True)
+        return [
+            (kept, live)
+            for kept, live, version in every
+            if live._version != version or live.numel() < _LARGE
+        ]
+
+    def put_back(self) -> None:
+        """The buffers as they were."""
+        with torch.no_grad():
+            for kept, live in self._moved():
+                live.copy_(kept)
+
+    def rewind(self) -> None:
+        """Buffers and random numbers as they were."""
+        self.put_back()
+        torch.set_rng_state(self.generator)
+        if self.cuda_generators is not None:
+            torch.cuda.set_rng_state_all(self.cuda_generators)
+
+
+class Replayed(Exception):
+    """Ends a replay when its gradients are there."""
+
+
+def replay(learn: Any, kept: KeptState, cb: Callback, what: str, value: float) -> NonFinite:
+    """Run the batch at hand once more, up to its gradients, and say where `value` came from.
+
+    Afterwards all is as before, but for the buffers, which are as before the batch. `cb` raises
+    `Replayed` after the backward pass; callbacks that report are not asked.
+    """
+    found = NonFinite(what, value, learn.epoch, learn.iter, batch_size=batch_size(learn.xb))
+    if blame(found, "an input", learn.xb) or blame(found, "a target", learn.yb):
+        kept.put_back()
+    else:
+        watch = Watch(learn.model)
+        with _untouched(learn, kept, cb):
+            try:
+                with watch.listening(), suppress(Replayed):
+                    learn._do_one_batch()
+                found.where = watch.find(found, learn)
+            except Exception as error:  # which must not hide what was to be explained
+                found.where = f"running the batch once more to find out why failed ({error!r})"
+    found.indices, found.items = _items(learn, found.samples)
+    return found
+
+
+_OF_THE_BATCH = "xb yb pred _loss _loss_grad _gradient_is_in".split()
+
+
+@contextmanager
+def _untouched(learn: Any, kept: KeptState, cb: Callback) -> Iterator[None]:
+    """What a replay changes is put back. The step is not reached, so weights and optimizer stay."""
+    fields = {name: value for name, value in vars(learn).items() if name in _OF_THE_BATCH}
+    fields["window"] = learn.window
+    learn.window = copy.copy(learn.window)
+    grads = [(p, p.grad) for p in learn.model.parameters()]
+    generators = _generators()
+    silent = [other for other in learn.cbs if other.reports and other is not cb and other.run]
+    try:
+        kept.rewind()
+        learn.pred = learn.loss = None
+        for p, _ in grads:
+            p.grad = None
+        for other in silent:
+            other.run = False
+        with ExitStack() as stack:
+            if "torch._dynamo" in sys.modules:  # compiled code does not see new hooks
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+    finally:
+        for other in silent:
+            other.run = True
+        for p, grad in grads:
+            p.grad = grad
+        for name, value in fields.items():
+            setattr(learn, name, value)
+        _set_generators(generators)
+        kept.put_back()
+
+
+def _items(learn: Any, samples: list[int]) -> tuple[list[int], list[str]]:
+    """The data set's indices and items of these samples, where the loader is Treadle's."""
+    dl = learn.dl
+    if not samples or not all(hasattr(dl, name) for name in ("state_dict", "_tasks", "item_name")):
+        return [], []
+    place = dl.state_dict()  # in the loop over the loader it counts the batch at hand as done
+    _, in_batch = dl._tasks(place["epoch"])[place["batch"] - 1]
+    indices = [int(in_batch[i]) for i in samples]
+    named = getattr(dl.dataset, "items", None) is not None
+    return indices, [dl.item_name(i) for i in indices] if named else []

@@ -1,0 +1,5 @@
+"""The learner: data, model, loss and optimizer tied to the loop, and the verbs a person calls."""
+
+from treadle.learner.learner import Learner
+
+__all__ = ["Learner"]

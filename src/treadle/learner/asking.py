@@ -1,0 +1,95 @@
+"""Asking the model: how good it is, what it answers, and a look at that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from treadle.callbacks.gather import GatherPredsCallback, concat
+from treadle.callbacks.recorder import Recorder
+from treadle.loop.listeners import Callbacks, as_list
+from treadle.loop.training import TrainingLoop, assigned
+
+
+class Asking(TrainingLoop):
+    """The part of a `Learner` that validates and predicts."""
+
+    def validate(self, ds_idx: int = 1, dl: Any = None, cbs: Callbacks = None) -> list[Any]:
+        """The loss and the metrics on a loader: `dls[ds_idx]`, or `dl`."""
+        recorder: Recorder = getattr(self, "recorder", None) or Recorder()
+        with self.added_cbs([recorder, *as_list(cbs)]):
+            self._run_validation(ds_idx, dl)
+            return recorder.validation_values()
+
+    def _run_validation(self, ds_idx: int, dl: Any) -> None:
+        with self._open_scope():
+            self._settle()
+            self._do_epoch_validate(ds_idx, dl)
+
+    def get_preds(
+        self,
+        ds_idx: int = 1,
+        dl: Any = None,
+        with_input: bool = False,
+        with_decoded: bool = False,
+        with_loss: bool = False,
+        act: Callable[[Tensor], Tensor] | None = None,
+        cbs: Callbacks = None,
+    ) -> tuple[Any, ...]:
+        """What the model says of a loader (`dls[ds_idx]`, or `dl`), on the CPU.
+
+        Returns:
+            (inputs if `with_input`,) predictions, targets (, decoded if `with_decoded`)
+            (, one loss a sample if `with_loss`). Predictions went through `act`, by default the
+            activation of the loss (probabilities for cross entropy).
+        """
+        gather = GatherPredsCallback(with_input, with_loss)
+        reports = [cb for cb in self.cbs if cb.reports]
+        unreduced = self.loss_not_reduced() if with_loss else nullcontext()
+        with self.removed_cbs(reports), self.added_cbs([gather, *as_list(cbs)]), unreduced:
+            self._run_validation(ds_idx, dl)
+        raw = concat(gather.preds)
+        own: Callable[[Any], Any] = getattr(self.loss_func, "activation", _identity)
+        result = [(act or own)(raw), concat(gather.targets)]
+        if with_input:
+            result.insert(0, concat(gather.inputs))
+        if with_decoded:
+            result.append(getattr(self.loss_func, "decodes", _identity)(raw))
+        if with_loss:
+            result.append(concat(gather.losses))
+        return tuple(result)
+
+    def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
+        """The answer for one item (a path or an image): the decoded label, its index or value, and
+        the probabilities of all classes."""
+        dl = self.dls.test_dl([item])
+        preds, _, decoded = self.get_preds(dl=dl, with_decoded=True)
+        vocab = getattr(self.dls, "vocab", None)
+        label = vocab[int(decoded[0])] if vocab is not None else decoded[0].tolist()
+        return label, decoded[0], preds[0]
+
+    def show_results(self, ds_idx: int = 1, dl: Any = None, max_n: int = 9) -> Any:
+        """A figure of images of a loader, with their labels and what the model says of them."""
+        dl = dl if dl is not None else self.dls[ds_idx]
+        batch = dl.one_batch()
+        answers = self.get_preds(dl=[batch], with_decoded=True)[-1]
+        return self.dls.show_results(dl, batch, answers, max_n)
+
+    @contextmanager
+    def loss_not_reduced(self) -> Iterator[None]:
+        """With a loss that gives one number a sample instead of their mean."""
+        loss_func: Any = self.loss_func
+        if hasattr(loss_func, "reduction"):
+            with assigned(loss_func, "reduction", "none"):
+                yield
+        else:
+            with assigned(self, "loss_func", partial(loss_func, reduction="none")):
+                yield
+
+
+def _identity(out: Any) -> Any:
+    return out
