@@ -151,3 +151,11 @@ def test_recorders_by_themselves():
     learn.fit(1)
     assert learn.recorder is recorder
     assert all(math.isfinite(loss) for loss in recorder.losses)
+
+
+def test_the_metrics_by_epoch_are_drawn():
+    learn = tiny_learner(metrics=accuracy)
+    learn.fit(2)
+    losses, metric = learn.recorder.plot_metrics().axes
+    assert [line.get_label() for line in losses.lines] == ["train", "valid"]
+    assert list(metric.lines[0].get_ydata()) == [row[2] for row in learn.recorder.values]

@@ -217,3 +217,9 @@ class Recorder(Callback):
 
         moved = [name for name, values in self.hps.items() if len(set(values)) > 1]
         return show(plot_sched(self.hps, keys=keys or moved or ["lr"]))
+
+    def plot_metrics(self) -> Any:
+        """The losses and each metric by epoch, a panel each."""
+        from treadle.plots import plot_metrics, show
+
+        return show(plot_metrics(self.metric_names, self.rows))
