@@ -137,6 +137,15 @@ def test_all_dtypes_and_roundings_are_left_out(dtype, kind, rounding):
     assert opt.skipped == 1
 
 
+def test_a_step_without_gradients_is_not_left_out():
+    opt = on(Adam(parameters(), lr=0.01), "c").guard(skip_nonfinite=True)
+    set_grads(opt, 0)[0].grad.fill_(math.nan)
+    opt.step()
+    opt.zero_grad()
+    opt.step()
+    assert opt.skipped == 1
+
+
 def test_it_goes_on_after_a_change_of_the_guard():
     opt = on(Adam(parameters(), lr=0.01), "c")
     for guard in ({}, {"max_norm": 1.0}, {"skip_nonfinite": True}, {}, {"max_norm": 0.1}):

@@ -101,9 +101,11 @@ class Engine:
             refused = set(map(id, chains)) if self.kind == "reference" else self._refused
             plan = Plan(groups, chains, views(), state, flags, ready, refused, self._by_shape)
         self._plan = None  # until all has gone well
-        self._guard = guard
+        self._guard, self.scale = guard, None
         if guard.scales:
             self._scale(plan)
+        if guard.masks and self.scale is not None:
+            self._verdict = Verdict(self.scale)
         buckets = plan.buckets
         for i, bucket in enumerate(buckets):
             try:
@@ -115,10 +117,8 @@ class Engine:
             self._plan = plan
         for chain, hypers, params in plan.loose:
             self._refer(chain, hypers, params, state, flags)
-        if guard.masks and self.scale is not None:
-            self._verdict = Verdict(self.scale)
-            if not self.scale.is_cuda:
-                self.settle()
+        if self.scale is not None and not self.scale.is_cuda:
+            self.settle()
 
     def settle(self) -> None:
         """Put back the numbers of a step that was left out; on a GPU, wait until that is known.
