@@ -101,9 +101,8 @@ class Engine:
             refused = set(map(id, chains)) if self.kind == "reference" else self._refused
             plan = Plan(groups, chains, views(), state, flags, ready, refused, self._by_shape)
         self._plan = None  # until all has gone well
-        self._guard, self.scale = guard, None
-        if guard.scales:
-            self._scale(plan)
+        self._guard = guard
+        self.scale = self._scale(plan) if guard.scales else None
         if guard.masks and self.scale is not None:
             self._verdict = Verdict(self.scale)
         buckets = plan.buckets
@@ -132,18 +131,19 @@ class Engine:
                 stats.update(numbers)
         self._verdict, self._undo = None, []
 
-    def _scale(self, plan: Plan) -> None:
-        """Compute the scale of the gradients and hand it to all that use it."""
+    def _scale(self, plan: Plan) -> Tensor | None:
+        """The scale of the gradients, handed to all buckets; None if there are no gradients."""
         norm = None
         if self._guard.measures:
             norms = [self._norm(bucket) for bucket in plan.buckets]
             norms += [_norm_of(p) for _, _, params in plan.loose for p in params]
             if not norms:
-                return
+                return None
             norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-        self.scale = self._guard.scale(norm)
+        scale = self._guard.scale(norm)
         for bucket in plan.buckets:
-            bucket.scale.copy_(self.scale)
+            bucket.scale.copy_(scale)
+        return scale
 
     def _norm(self, bucket: Bucket) -> Tensor:
         """The norm of all gradients of `bucket`."""
