@@ -11,7 +11,7 @@ from treadle.loop.events import Callback
 from treadle.loop.late import LateNumbers
 from treadle.plots import notebook_shell
 
-REFRESH_S = 0.1  # a bar moves at most this often
+REFRESH_S = 0.25  # a bar moves at most this often
 
 
 class Display(Protocol):
@@ -40,15 +40,24 @@ class ProgressCallback(Callback):
     reports = True
 
     display: Display | None = None
+    average: Any  # of the loss, without the correction for its start
 
     def before_fit(self) -> None:
         self.display = make_display()
         self.run_train = self.run_valid = self.display.live  # else there is nothing to show
         self.scope.callback(self._close)
         self.shown, self.loss_shown, self.late = 0.0, "", LateNumbers()
+        self.average, self.followed = 0.0, 0
+        self.beta = getattr(getattr(self.learn, "recorder", None), "beta", 0.98)
         if self.learn.logger is not no_table:
             self.scope.callback(setattr, self.learn, "logger", self.learn.logger)
             self.learn.logger = self.display.row
+
+    def after_step(self) -> None:
+        # The smoothed loss as the Recorder has it; but it stays on the device, and nobody waits.
+        loss = self.loss if self.learn.window is None else self.learn.window.loss
+        self.average = self.average * self.beta + loss.detach() * (1 - self.beta)
+        self.followed += 1
 
     def after_batch(self) -> None:
         if self.display is not None and time.perf_counter() - self.shown >= REFRESH_S:
@@ -56,12 +65,12 @@ class ProgressCallback(Callback):
             self._show(self.display)
 
     def _show(self, display: Display) -> None:
-        if self.loss is not None:
-            self.late.send(self.loss)
+        if self.training and self.followed:
+            self.late.send(self.average / (1 - self.beta**self.followed))
         for loss in self.late.arrived():
             self.loss_shown = f"  loss {loss:.4f}"
-        phase = "train" if self.training else "valid"
-        text = f"epoch {self.epoch + 1}/{self.n_epoch}  {phase}{self.loss_shown}"
+        phase = f"train{self.loss_shown}" if self.training else "valid"
+        text = f"epoch {self.epoch + 1}/{self.n_epoch}  {phase}"
         display.bar(self.iter + 1, self.n_iter, text)
 
     def _close(self) -> None:
@@ -151,6 +160,7 @@ class NotebookDisplay:
         self.html: Any = HTML
         self.rows: list[Row] = []
         self.status = ""
+        self.done, self.began = 0, (0.0, 0)
         self.handle = display(HTML(""), display_id=True)
 
     def row(self, row: Row) -> None:
@@ -159,9 +169,15 @@ class NotebookDisplay:
         self._draw()
 
     def bar(self, done: int, total: int, text: str) -> None:
-        """Draw again with the bar at `done` of `total`."""
+        """Draw again with the bar at `done` of `total`, and the time that the rest will take."""
+        now = time.perf_counter()
+        if not self.done or done < self.done:
+            self.began = now, done
+        self.done, (start, first) = done, self.began
+        left = (now - start) / (done - first) * (total - done) if done > first else None
+        told = "" if left is None else f" {left // 60:02.0f}:{left % 60:02.0f} left"
         bar = f'<progress value="{done}" max="{total}" style="width:16em"></progress>'
-        self.status = f"<div>{html.escape(text)} {bar} {done}/{total}</div>"
+        self.status = f"<div>{html.escape(text)} {bar} {done}/{total}{told}</div>"
         self._draw()
 
     def close(self) -> None:
