@@ -10,7 +10,7 @@ from torch import nn
 
 from treadle.optim import Optimizer
 from treadle.optim.engine import Engine
-from treadle.optim.engine.build import build
+from treadle.native import build
 from treadle.optim.engine.codegen_c import c_source
 
 

@@ -15,19 +15,20 @@ import treadle.all
 
 SRC = Path(treadle.all.__file__).parent
 
-FLOOR_1 = {"errors", "schedule", "source"}
+FLOOR_1 = {"errors", "native", "schedule", "source"}
 FLOOR_2 = {"losses", "metrics", "plots", "params", "optim", "data", "loop"}
 FLOOR_3 = {"callbacks", "study", "run"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "schedule": {"errors"},
     "source": {"errors"},
+    "native": set(),
     "params": set(),
     "losses": {"errors"},
     "metrics": {"errors"},
     "plots": {"errors"},
-    "optim": {"errors"},
-    "data": {"errors", "losses", "plots"},
+    "optim": {"errors", "native"},
+    "data": {"errors", "losses", "native", "plots"},
     "loop": {"errors"},
     "callbacks": {"errors", "schedule", "loop", "metrics", "losses", "plots", "run"},
     "study": {"errors", "schedule", "loop", "callbacks", "metrics", "plots"},

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from treadle.optim.chain import Chain
-from treadle.optim.engine.build import Kernel
+from treadle.native import Kernel
 from treadle.optim.engine.ops import REDUCTIONS
 from treadle.optim.engine.program import Program
 from treadle.optim.engine.record import PLAIN

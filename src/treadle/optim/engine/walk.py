@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from treadle.optim.engine.build import NoCompiler, build
+from treadle.native import NoCompiler, build
 
 _SOURCE = r"""
 #include <stddef.h>
