@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from treadle.native import build
 from treadle.optim import Optimizer
 from treadle.optim.engine import Engine
-from treadle.native import build
 from treadle.optim.engine.codegen_c import c_source
 
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from treadle import native
 from treadle.errors import UsageError
 from treadle.optim import SGD, Adam, Lamb, Optimizer, RAdam, average_grad, momentum_step, sgd_step
-from treadle.optim.engine import Engine, build, fused
+from treadle.optim.engine import Engine, fused
 from treadle.optim.engine.codegen_c import c_source
 
 
@@ -494,22 +495,22 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_what_is_in_the_folder_is_not_built_again(folder, monkeypatch):
     source = a_source()
-    build.build(source)
+    native.build(source)
     (made,) = folder.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(build, "_compile", lambda *args: pytest.fail("compiled again"))
-    build.build(source)
+    monkeypatch.setattr(native, "_compile", lambda *args: pytest.fail("compiled again"))
+    native.build(source)
     assert [*folder.iterdir()] == [made]
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a library"])
 def test_a_damaged_file_is_built_again(folder, damage):
     source = a_source()
-    build.build(source)
+    native.build(source)
     (made,) = folder.iterdir()
     made.unlink()  # this process has it mapped
     made.write_bytes(damage)
-    build.build(source)
+    native.build(source)
     (again,) = folder.iterdir()
     assert again.stat().st_size > 1000
 
@@ -517,7 +518,7 @@ def test_a_damaged_file_is_built_again(folder, damage):
 def test_a_folder_that_others_may_write_to_is_not_used(folder):
     folder.mkdir()
     folder.chmod(0o777)
-    build.build(a_source())
+    native.build(a_source())
     assert not [*folder.iterdir()]
 
 
@@ -525,7 +526,7 @@ def test_a_link_is_not_used(folder, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     folder.symlink_to(elsewhere)
-    build.build(a_source())
+    native.build(a_source())
     assert not [*elsewhere.iterdir()]
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from treadle.optim.chain import Chain
 from treadle.native import Kernel
+from treadle.optim.chain import Chain
 from treadle.optim.engine.ops import REDUCTIONS
 from treadle.optim.engine.program import Program
 from treadle.optim.engine.record import PLAIN

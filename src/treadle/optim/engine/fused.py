@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from treadle.errors import UsageError
+from treadle.native import Kernel, NoCompiler, build
 from treadle.optim.chain import Chain
 from treadle.optim.engine.batched import run_batched
 from treadle.optim.engine.bucket import Bucket, Launch
-from treadle.native import Kernel, NoCompiler, build
 from treadle.optim.engine.codegen_c import c_source
 from treadle.optim.engine.eager import run_eagerly
 from treadle.optim.engine.guard import THE_NORM, UNGUARDED, Guard, Verdict
