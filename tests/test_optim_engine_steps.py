@@ -550,7 +550,7 @@ def test_processes_that_build_at_once(folder):
 
 def test_without_a_compiler_the_program_runs_eagerly(monkeypatch):
     def none(source: str) -> None:
-        raise build.NoCompiler("no C compiler is on the PATH")
+        raise native.NoCompiler("no C compiler is on the PATH")
 
     monkeypatch.setattr(fused, "build", none)
     monkeypatch.setattr(fused, "_kernels", {})
