@@ -18,7 +18,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 FLAGS = (
@@ -48,26 +48,31 @@ class Kernel:
         return run
 
 
-def build(source: str) -> Kernel:
-    """The kernel of this source, from the folder if it is there. Raises NoCompiler."""
-    compiler = _compiler()
-    identity = "\n".join([source, *FLAGS, _version(compiler), _processor()])
+def build(source: str, *flags: str) -> Kernel:
+    """The kernel of this source, from the folder if it is there. Raises NoCompiler.
+
+    `flags` are given to the compiler after `FLAGS`.
+    """
+    compiler, flags = _compiler(), (*FLAGS, *flags)
+    identity = "\n".join([source, *flags, _version(compiler), _processor()])
     key = hashlib.sha256(identity.encode()).hexdigest()[:32]
     folder = _folder()
     for path in sorted(folder.glob(f"{key}-*.so")):
         if _digest(path) == path.stem.partition("-")[2]:
             return Kernel(path)
         path.unlink(missing_ok=True)
-    return Kernel(_compile(compiler, source, folder, key))
+    return Kernel(_compile(compiler, source, flags, folder, key))
 
 
-def _compile(compiler: str, source: str, folder: Path, key: str) -> Path:
+def _compile(
+    compiler: str, source: str, flags: Sequence[str], folder: Path, key: str
+) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         text, made = Path(scratch, "kernel.c"), Path(scratch, "kernel.so")
         text.write_text(source, encoding="utf-8")
         output = ""
         for threads in (["-fopenmp"], ["-fopenmp-simd"], []):  # some compilers come without OpenMP
-            command = [compiler, *FLAGS, *threads, str(text), "-o", str(made), "-lm"]
+            command = [compiler, *flags, *threads, str(text), "-o", str(made), "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
             if done.returncode == 0:
                 path = folder / f"{key}-{_digest(made)}.so"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from treadle.errors import UsageError
 
-__all__ = ["Sampling", "SamplingArguments", "resample"]
+__all__ = ["Sampling", "SamplingArguments", "halvings_of", "resample"]
 
 _MODES = ("bilinear", "nearest", "bicubic")
 _PAD_MODES = ("reflection", "border", "zeros")
@@ -56,8 +56,8 @@ def resample(
     if same_size and np.array_equal(matrices, np.broadcast_to(np.eye(3), matrices.shape)):
         return x
     matrices = np.broadcast_to(matrices, (len(x), 3, 3))
-    halvings = _halvings(matrices, (x.shape[-2], x.shape[-1]), size)
-    if how.mode == "nearest" or not halvings.any():
+    halvings = halvings_of(matrices, (x.shape[-2], x.shape[-1]), size, how)
+    if not halvings.any():
         return _sample(x, matrices, size, how)
     out = x.new_empty((*x.shape[:2], *size))
     for count in np.unique(halvings):
@@ -67,10 +67,12 @@ def resample(
     return out
 
 
-def _halvings(
-    matrices: NDArray[np.float64], before: tuple[int, int], after: tuple[int, int]
+def halvings_of(
+    matrices: NDArray[np.float64], before: tuple[int, int], after: tuple[int, int], how: Sampling
 ) -> NDArray[np.int64]:
     """How often each sample can be halved before it is smaller than what is asked of it."""
+    if how.mode == "nearest":
+        return np.zeros(len(matrices), np.int64)
     linear = matrices[:, :2, :2]
     area = np.abs(linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0])
     shrink = np.sqrt(area * before[0] * before[1] / (after[0] * after[1]))
