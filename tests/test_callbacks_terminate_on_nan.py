@@ -184,7 +184,7 @@ def image_loaders(bad=None):
 def test_an_infinite_sample_is_named_by_its_index(bad):
     dls = image_loaders(bad)
     dls.train.load_state_dict({**dls.train.state_dict(), "epoch": 3})
-    order = [i for _, indices in dls.train._tasks(3) for i in indices]
+    order = dls.train.sampler.order(dls.train.seed, 3, len(dls.train.dataset)).tolist()
     found = end_of(net_learner(nn.Linear(8, 4), dls))
     place = order.index(bad)
     assert (found.batch, found.samples, found.indices) == (place // 8, [place % 8], [bad])

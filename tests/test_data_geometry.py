@@ -25,7 +25,7 @@ from treadle.data import (
     Zoom,
 )
 from treadle.data.pipeline import batch_stages
-from treadle.data.sampling import Sampling, resample
+from treadle.data.sampling import Sampling, halvings_of, resample
 from treadle.errors import UsageError
 
 EYE = np.eye(3)[None]
@@ -76,9 +76,7 @@ def test_any_homography_equals_scipy_in_float64(
     matrix = np.eye(3) + np.array([*off, 0.0]).reshape(3, 3)
     x = images(1, 1)
     out = resample(x, matrix[None], size, Sampling(pad_mode=pads[0]))[0, 0]
-    from treadle.data.sampling import _halvings
-
-    if _halvings(matrix[None], (12, 16), size).any():
+    if halvings_of(matrix[None], (12, 16), size, Sampling()).any():
         return  # averaged first: tested below
     expected = read_by_scipy(x[0, 0].numpy().astype(float), matrix, size, pads[1])
     assert np.abs(out.numpy() - expected).max() < 1e-4

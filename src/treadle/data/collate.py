@@ -9,54 +9,65 @@ import numpy as np
 import torch
 from PIL import Image
 
+from treadle.data.samples import Samples
+from treadle.data.targets import normalised
 from treadle.errors import DataError
 
-__all__ = ["collate"]
+__all__ = ["check_shapes", "collate"]
 
 
-def collate(samples: Sequence[tuple[Any, ...]], names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+def collate(samples: Samples) -> list[torch.Tensor]:
     """One tensor for each element of the samples, B samples long.
 
-    PIL images become uint8 (B, C, H, W); arrays and tensors are stacked; bool, int and float
-    become bool, int64 and float32 of shape (B,). `names` are the samples' names in messages.
+    Images become uint8 (B, C, H, W), masks (B, H, W), points and boxes float32, normalised.
+    Arrays and tensors of no kind are stacked; bool, int and float become bool, int64 and float32 of
+    shape (B,).
 
     Raises `DataError` for sizes that differ: it names two of the samples and their sizes.
     """
-    lengths = {len(sample) for sample in samples}
-    if len(lengths) != 1:
-        raise DataError(
-            f"The samples of a batch have {sorted(lengths)} elements; expected as many."
-        )
-    return tuple(_stacked(column, names) for column in zip(*samples, strict=True))
+    return [
+        stacked(kind, column, samples)
+        for kind, column in zip(samples.kinds, samples.columns, strict=True)
+    ]
 
 
-def _stacked(column: Sequence[Any], names: Sequence[str]) -> torch.Tensor:
+def stacked(kind: str | None, column: Sequence[Any], samples: Samples) -> torch.Tensor:
+    """One element of all samples as a tensor."""
     first = column[0]
     if isinstance(first, Image.Image):
-        arrays = [np.asarray(image) for image in column]
-        _check_sizes(arrays, names)
-        stack = np.stack(arrays)
+        kind, column = "image", [np.asarray(image) for image in column]
+    if kind in ("image", "mask"):
+        check_shapes(column, samples)
+        stack = np.stack(column)
+        if kind == "mask":
+            return torch.from_numpy(stack)
         stack = stack[..., None] if stack.ndim == 3 else stack
         return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous()
+    if kind in ("points", "boxes"):
+        column = [normalised(kind, v, f) for v, f in zip(column, samples.frames, strict=True)]
     if isinstance(first, np.ndarray | torch.Tensor):
         tensors = [torch.as_tensor(value) for value in column]
-        _check_sizes(tensors, names)
+        check_shapes(tensors, samples)
         return torch.stack(tensors)
     if isinstance(first, bool | int | float | np.generic):
         dtype = torch.float32 if isinstance(first, float | np.floating) else None
         return torch.tensor(column, dtype=dtype)
     raise DataError(
-        f"A sample has an element of type {type(first).__name__} ({names[0]}), which cannot be "
-        "stacked to a batch; expected an image, an array, a tensor or a number."
+        f"A sample has an element of type {type(first).__name__} ({samples.names()[0]}), which "
+        "cannot be stacked to a batch; expected an image, an array, a tensor or a number."
     )
 
 
-def _check_sizes(arrays: Sequence[Any], names: Sequence[str]) -> None:
-    shapes = [tuple(array.shape) for array in arrays]
-    other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
-    if other is not None:
-        raise DataError(
-            f"Samples of different shapes cannot be stacked to a batch: {names[0]} has the shape "
-            f"{shapes[0]}, {names[other]} has {shapes[other]}. Bring images to one size with "
-            "item_tfms=Resize(...)."
-        )
+def check_shapes(column: Sequence[Any], samples: Samples) -> None:
+    """Raise `DataError` where an element is not of one shape in all samples."""
+    shape = column[0].shape
+    if all(value.shape == shape for value in column):
+        return
+    shapes = [tuple(value.shape) for value in column]
+    other = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+    names = samples.names()
+    raise DataError(
+        f"Samples of different shapes cannot be stacked to a batch: {names[0]} has the shape "
+        f"{shapes[0]}, {names[other]} has {shapes[other]}. Bring images to one size with "
+        "item_tfms=Resize(...)."
+    )

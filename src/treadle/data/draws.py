@@ -64,6 +64,10 @@ class Draws:
         """The draws of the same samples from another stream."""
         return replace(self, stream=stream)
 
+    def at(self, place: int) -> Draws:
+        """The draws of one of the samples, by its place among them."""
+        return replace(self, samples=self.samples[place : place + 1])
+
     def uniform(self, n: int = 1, low: float = 0.0, high: float = 1.0) -> NDArray[np.float64]:
         """`n` numbers in [low, high) for each sample: float64 of shape (B, n)."""
         return low + (high - low) * uniform(self.seed, self.epoch, self.samples, self.stream, n)

@@ -1,36 +1,28 @@
-"""Batches: read by threads, augmented on the device, the same for any number of workers."""
+"""Batches: read by threads, augmented, the same for any number of workers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from threading import Event
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treadle.data.collate import collate
-from treadle.data.describe import describe
-from treadle.data.draws import Draws, permutation
-from treadle.data.pipeline import Stage, Transforms, batch_stages, decoded, item_stages, listed
+from treadle.data.ahead import on_device
+from treadle.data.draws import Draws
+from treadle.data.making import Made, Maker, Task, resize_of
+from treadle.data.order import Order, as_order, occurrences
+from treadle.data.pipeline import Transforms, decoded, listed
+from treadle.data.reading import MapDataset, Reader, Skipped
 from treadle.data.workers import default_workers, in_order
 from treadle.errors import DataError, UsageError
 
 __all__ = ["Batch", "DataLoader", "default_device"]
 
 Batch = tuple[torch.Tensor, ...]
-Indices = NDArray[np.int64]
-Task = tuple[int, Indices]
-"""A batch to be made: the epoch and the samples' indices."""
-
-
-class MapDataset(Protocol):
-    """What a `DataLoader` reads from: `len(dataset)`, and `dataset[i]` a tuple, inputs first."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Any: ...
 
 
 def default_device() -> torch.device:
@@ -45,21 +37,28 @@ class DataLoader:
 
     Images arrive as float32 (B, C, H, W) in [0, 1] (uint8 is divided by 255), then `batch_tfms`
     change them; `item_tfms` change the single images before. Both act on the inputs of a sample
-    (the first `dataset.n_inp`, or all but the last), never on its targets.
+    (the first `dataset.n_inp`, or all but the last); targets that are masks, points, boxes or
+    images are moved and resized with them, and otherwise left alone.
 
     - `bs`: samples a batch; `drop_last` leaves out a last batch that would be smaller, except when
       it is the only one.
-    - `shuffle`: another order each epoch. `augment`: transforms draw random numbers; None means as
-      `shuffle`.
+    - `shuffle`: another order each epoch. `sampler`: an `Order` instead, such as `Weighted(...)`.
+      `augment`: transforms draw random numbers; None means as `shuffle`, or that there is a sampler.
     - `num_workers`: threads that build batches ahead; 0 builds them in the caller; None means the
       CPUs at hand, at most 8.
-    - `seed`: with the epoch it determines order and augmentation, whatever `num_workers` and `bs`
-      are. None draws one from torch's global generator, so `torch.manual_seed` before this makes
-      everything reproducible.
+    - `seed`: with the epoch it determines order and augmentation, whatever `num_workers`, `cache`
+      and `bs` are. None draws one from torch's global generator, so `torch.manual_seed` before this
+      makes everything reproducible.
     - `device`: None means `default_device()`.
+    - `cache`: where decoded images are kept, as the first `Resize` fits them, so that each file is
+      read once: "memory", "disk" (shared by processes, found again by the next run), "device" (all
+      on the GPU), "auto" (memory if half of what is free suffices, else the disk), None (nowhere:
+      files and labels are read anew each time). Only samples of a `DataBlock` are kept.
+    - `on_error`: "raise" what goes wrong in reading a sample, or "skip" the sample: its batch is
+      smaller, and `skipped` lists it.
 
-    Attributes beside these: `n` samples, `epoch` (the one that the next `iter` draws; every `iter`
-    advances it).
+    Attributes beside these: `n` samples an epoch, `epoch` (the one that the next `iter` draws;
+    every `iter` advances it), `indices` (into the data set, of the batch handed out last).
 
     >>> x = torch.arange(6.0)[:, None]
     >>> loader = DataLoader(torch.utils.data.TensorDataset(x, x), bs=4, device="cpu")
@@ -74,35 +73,41 @@ class DataLoader:
         shuffle: bool = False,
         drop_last: bool = False,
         *,
+        sampler: Order | None = None,
         augment: bool | None = None,
         item_tfms: Transforms = None,
         batch_tfms: Transforms = None,
         num_workers: int | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
+        cache: str | None = "auto",
+        on_error: str = "raise",
     ) -> None:
-        if bs < 1:
-            raise UsageError(f"DataLoader(bs={bs!r}): expected a positive number of samples.")
-        if num_workers is not None and num_workers < 0:
-            raise UsageError(
-                f"DataLoader(num_workers={num_workers!r}): expected 0 or more threads."
-            )
-        self.dataset, self.bs, self.shuffle, self.drop_last = dataset, bs, shuffle, drop_last
-        self.augment = shuffle if augment is None else augment
+        _check(bs, num_workers, on_error)
+        self.dataset, self.bs, self.drop_last = dataset, bs, drop_last
+        self.sampler = as_order(sampler, shuffle).of(dataset)
+        self.augment = (shuffle or sampler is not None) if augment is None else augment
         self.item_tfms, self.batch_tfms = listed(item_tfms), listed(batch_tfms)
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.seed = int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed
         self.device = default_device() if device is None else torch.device(device)
+        self.cache, self.on_error = cache, on_error
         self.epoch = 0
-        self.item_stages = item_stages(self.item_tfms)
-        self.batch_stages = batch_stages(self.batch_tfms)
+        self.indices: NDArray[np.int64] = np.empty(0, np.int64)
+        self.reader = Reader(dataset, resize_of(self.item_tfms), cache, on_error == "skip")
+        self.maker = Maker(self.reader, self.item_tfms, self.batch_tfms)
         self._start = 0  # the batch that the next `iter` begins with
         self._under_way: tuple[int, int] | None = None  # epoch, batches handed out
 
     @property
     def n(self) -> int:
-        """How many samples the data set has."""
-        return len(self.dataset)
+        """How many samples an epoch has."""
+        return self.sampler.size(len(self.dataset))
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The samples that could not be read so far (`on_error="skip"`)."""
+        return self.reader.skipped
 
     def __len__(self) -> int:
         if self.drop_last and self.n >= self.bs:
@@ -115,118 +120,77 @@ class DataLoader:
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        tasks = self._tasks(epoch)[start:]
-        built = in_order(self._build, tasks, self.num_workers)
+        made = in_order(self._make, self._tasks(epoch, start), self.num_workers)
+        numbered = (((count, m), m.elements) for count, m in enumerate(made, start + 1))
+        there = on_device(numbered, self.device)
         try:
-            for count, (task, batch) in enumerate(zip(tasks, built, strict=True), start + 1):
-                self._under_way = epoch, count
-                yield self._on_device(batch, task)
+            for (count, batch), elements in there:
+                self._under_way, self.indices = (epoch, count), batch.indices
+                if elements:  # else every sample of the batch was skipped
+                    yield self._finished(batch, elements)
         finally:
             self._under_way = None
-            cast(Any, built).close()  # a generator: no thread is left behind
+            for generator in (there, numbered, made):  # no thread is left behind
+                cast(Any, generator).close()
 
-    def _tasks(self, epoch: int) -> list[Task]:
-        order = permutation(self.seed, epoch, self.n) if self.shuffle else np.arange(self.n)
-        return [(epoch, order[k * self.bs : (k + 1) * self.bs]) for k in range(len(self))]
+    def _tasks(self, epoch: int, start: int = 0) -> Iterator[Task]:
+        order = self.sampler.order(self.seed, epoch, len(self.dataset))
+        # a sample that comes again in an epoch is augmented anew
+        addresses = order + len(self.dataset) * occurrences(order) if self.sampler.repeats else order
+        for k in range(start, len(self)):
+            these = slice(k * self.bs, (k + 1) * self.bs)
+            yield Task(epoch, order[these], addresses[these])
 
-    def _build(self, task: Task, stop: Event) -> Batch:
-        """In a worker: the stacked samples, in the host's memory."""
-        epoch, indices = task
-        samples = []
-        for index in indices.tolist():
-            if stop.is_set():
-                raise _Stopped
-            samples.append(self._sample(index, epoch))
-        batch = collate(samples, [self.item_name(index) for index in indices.tolist()])
-        # copies to the GPU overlap with its work only from pinned memory
-        return tuple(t.pin_memory() for t in batch) if self.device.type == "cuda" else batch
+    def _make(self, task: Task, stop: Event) -> Made:
+        """In a worker: the batch in the host's memory, or ready if that is where it stays."""
+        threads = 1 if self.num_workers else torch.get_num_threads()
+        on_cpu = self.device.type == "cpu"
+        made = self.maker.make(task, self._draws(task), on_cpu, threads, stop)
+        if self.device.type == "cuda":  # from pinned memory copies overlap with the GPU's work
+            made.elements = [element.pin_memory() for element in made.elements]
+        return made
 
-    def _sample(self, index: int, epoch: int) -> tuple[Any, ...]:
-        try:
-            sample = tuple(self.dataset[index])
-        except Exception as error:
-            error.add_note(f"While reading sample {index}: {self.item_name(index)}")
-            raise
-        draws = Draws(self.seed, epoch, np.array([index])) if self.augment else None
-        n_inp = self.n_inp_of(sample)
-        return (*(self._item_transformed(x, index, draws) for x in sample[:n_inp]), *sample[n_inp:])
-
-    def _item_transformed(self, value: Any, index: int, draws: Draws | None) -> Any:
-        for stage in self.item_stages:
-            value = self.item_stage(stage, value, index, draws)
-        return value
-
-    def item_stage(self, stage: Stage, value: Any, index: int, draws: Draws | None) -> Any:
-        """What an item stage makes of `value`, an input of sample `index`."""
-        try:
-            return stage.run(value, draws)
-        except Exception as error:
-            raise DataError(
-                f"The item transform {stage.name} failed on sample {index} "
-                f"({self.item_name(index)}), given {describe(value)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def _on_device(self, batch: Batch, task: Task) -> Batch:
-        """In the caller: the batch on the device, its inputs transformed."""
-        batch = tuple(element.to(self.device, non_blocking=True) for element in batch)
-        draws = self._draws(task)
-        n_inp = self.n_inp_of(batch)
-        return (*(self._batch_transformed(x, draws) for x in batch[:n_inp]), *batch[n_inp:])
+    def _finished(self, made: Made, elements: list[torch.Tensor]) -> Batch:
+        made.elements = elements
+        return tuple(self.maker.finished(made).elements)
 
     def _draws(self, task: Task) -> Draws | None:
-        return Draws(self.seed, *task) if self.augment else None
-
-    def _batch_transformed(self, x: torch.Tensor, draws: Draws | None) -> torch.Tensor:
-        for stage in self.batch_stages:
-            x = self.batch_stage(stage, x, draws)
-        return x
-
-    def batch_stage(self, stage: Stage, x: torch.Tensor, draws: Draws | None) -> torch.Tensor:
-        """What a batch stage makes of the inputs `x` of a batch."""
-        try:
-            out: torch.Tensor = stage.run(x, draws)
-        except Exception as error:
-            error.add_note(f"In the batch transform {stage.name}, given {describe(x)}")
-            raise
-        return out
-
-    def n_inp_of(self, sample: Sized) -> int:
-        """How many of the elements of a sample or batch are inputs."""
-        known = getattr(self.dataset, "n_inp", None)
-        return known if isinstance(known, int) else max(len(sample) - 1, 1)
-
-    def item_name(self, index: int) -> str:
-        """The item behind sample `index`, for messages: a file's path, mostly."""
-        items = getattr(self.dataset, "items", None)
-        return str(items[index]) if items is not None else f"sample {index}"
+        return Draws(self.seed, task.epoch, task.addresses) if self.augment else None
 
     def one_batch(self) -> Batch:
         """The batch that comes next. Nothing advances: asked again, it is the same."""
-        task = self._next_task()
-        return self._on_device(self._build(task, Event()), task)
+        made = self._make(self.next_task(), Event())
+        if not made.elements:
+            raise DataError(f"No sample of the batch could be read: {self.skipped[-1].reason}")
+        return self._finished(made, [element.to(self.device) for element in made.elements])
 
-    def raw_batch(self) -> tuple[Batch, Draws | None]:
-        """The batch that comes next, before batch transforms, on the CPU; and their draws."""
-        task = self._next_task()
-        return self._build(task, Event()), self._draws(task)
-
-    def _next_task(self) -> Task:
-        tasks = self._tasks(self.epoch)
-        if not tasks:
+    def next_task(self) -> Task:
+        """What the next batch is to be made of."""
+        task = next(self._tasks(self.epoch, min(self._start, max(len(self) - 1, 0))), None)
+        if task is None:
             raise DataError("There is no batch: the data set of this loader is empty.")
-        return tasks[min(self._start, len(tasks) - 1)]
+        return task
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs of a batch as they are to be shown, on the CPU: normalisation undone."""
         return decoded(self.batch_tfms, x.detach()).cpu()
+
+    def n_inp_of(self, sample: Any) -> int:
+        """How many of the elements of a sample or batch are inputs."""
+        return self.reader.n_inp_of(sample)
+
+    def item_name(self, index: int) -> str:
+        """The item behind sample `index`, for messages: a file's path, mostly."""
+        return self.reader.name(index)
 
     def to(self, device: torch.device | str) -> DataLoader:
         """Put the following batches on `device`; returns the loader itself."""
         self.device = torch.device(device)
         return self
 
-    def over(self, dataset: MapDataset, bs: int | None = None) -> DataLoader:
+    def over(
+        self, dataset: MapDataset, bs: int | None = None, cache: str | None = "as this one"
+    ) -> DataLoader:
         """A loader of another data set with these transforms, in order and without augmentation."""
         return DataLoader(
             dataset,
@@ -236,6 +200,8 @@ class DataLoader:
             num_workers=self.num_workers,
             seed=self.seed,
             device=self.device,
+            cache=self.cache if cache == "as this one" else cache,
+            on_error=self.on_error,
         )
 
     def state_dict(self) -> dict[str, int]:
@@ -262,5 +228,10 @@ class DataLoader:
         )
 
 
-class _Stopped(Exception):
-    """Ends a worker's batch that nobody waits for."""
+def _check(bs: int, num_workers: int | None, on_error: str) -> None:
+    if bs < 1:
+        raise UsageError(f"DataLoader(bs={bs!r}): expected a positive number of samples.")
+    if num_workers is not None and num_workers < 0:
+        raise UsageError(f"DataLoader(num_workers={num_workers!r}): expected 0 or more threads.")
+    if on_error not in ("raise", "skip"):
+        raise UsageError(f"DataLoader(on_error={on_error!r}): expected 'raise' or 'skip'.")

@@ -6,10 +6,12 @@ from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from treadle.data.draws import Draws
-from treadle.data.transforms import ItemTransform, Size, as_size
+from treadle.data.targets import resized, windowed
+from treadle.data.transforms import ItemTransform, PadMode, Size, as_size
 from treadle.errors import UsageError
 
 __all__ = ["PadMode", "Resize", "ResizeMethod"]
@@ -23,23 +25,16 @@ class ResizeMethod(StrEnum):
     Pad = "pad"
 
 
-class PadMode(StrEnum):
-    """What `Resize` with `ResizeMethod.Pad` puts around the image."""
-
-    Zeros = "zeros"
-    Border = "border"
-    Reflection = "reflection"
-
-
-_NUMPY_PADS = {PadMode.Zeros: "constant", PadMode.Border: "edge", PadMode.Reflection: "reflect"}
-
-
 class Resize(ItemTransform):
     """Resize to `size` (side of a square, or (height, width)), bilinear, antialiased.
 
     `method`: "crop" fills the size and cuts what sticks out on the longer side (at random in
     training, evenly in validation); "squish" changes the aspect ratio; "pad" fits the whole image
     in and fills the rest by `pad_mode` (at a random place in training, centred in validation).
+
+    It has two parts: the image is resized whole, which is the same each time and can be kept
+    (`fitted`), and a window of `size` is laid on it, which is drawn (`windows`). Masks, points and
+    boxes of the sample go along.
 
     >>> Resize(4)(Image.new("RGB", (8, 6))).size
     (4, 4)
@@ -55,36 +50,38 @@ class Resize(ItemTransform):
         self.method = _member(ResizeMethod, "method", method)
         self.pad_mode = _member(PadMode, "pad_mode", pad_mode)
 
-    def __call__(self, image: Image.Image, draws: Draws | None = None) -> Image.Image:
-        height, width = self.size
-        if image.size == (width, height):
-            return image
+    def fitted(self, frame: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that an image of (height, width) `frame` is resized to whole."""
         if self.method is ResizeMethod.Squish:
-            return image.resize((width, height), Image.Resampling.BILINEAR)
-        along = 0.5 if draws is None else float(draws.uniform()[0, 0])
-        if self.method is ResizeMethod.Crop:
-            return self._crop(image, along)
-        return self._pad(image, along)
+            return self.size
+        crop = self.method is ResizeMethod.Crop
+        bound = max if crop else min
+        scale = bound(self.size[0] / frame[0], self.size[1] / frame[1])
+        # whole pixels, halves upwards: the same on every machine
+        height, width = (int(side * scale + 0.5) for side in frame)
+        if crop:
+            return max(height, self.size[0]), max(width, self.size[1])
+        return max(min(height, self.size[0]), 1), max(min(width, self.size[1]), 1)
 
-    def _crop(self, image: Image.Image, along: float) -> Image.Image:
-        height, width = self.size
-        scale = min(image.width / width, image.height / height)
-        # whole pixels, so that validation is the same on every machine
-        across, down = int(scale * width), int(scale * height)
-        left, top = int(along * (image.width - across)), int(along * (image.height - down))
-        box = (left, top, left + max(across, 1), top + max(down, 1))
-        return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    def windows(self, fitted: NDArray[np.int64], draws: Draws | None) -> NDArray[np.int64]:
+        """Top and left of the window, (B, 2), on images of (height, width) `fitted`, (B, 2).
 
-    def _pad(self, image: Image.Image, along: float) -> Image.Image:
-        height, width = self.size
-        scale = max(image.width / width, image.height / height)
-        inner = (max(round(image.width / scale), 1), max(round(image.height / scale), 1))
-        pixels = np.asarray(image.resize(inner, Image.Resampling.BILINEAR))
-        left, top = int(along * (width - inner[0])), int(along * (height - inner[1]))
-        around = [(top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0)]
-        mode = _NUMPY_PADS[self.pad_mode]
-        padded = np.pad(pixels, around[: pixels.ndim], mode=mode)  # type: ignore[call-overload]
-        return Image.fromarray(padded)
+        Both are negative where the image is smaller than the window.
+        """
+        room = fitted - np.array(self.size)
+        if draws is None:
+            return np.sign(room) * (np.abs(room) // 2)
+        along = draws.uniform()
+        return np.sign(room) * (along * (np.abs(room) + 1)).astype(np.int64)
+
+    def __call__(self, image: Image.Image, draws: Draws | None = None) -> Image.Image:
+        pixels, frame = np.asarray(image), (image.height, image.width)
+        if frame == self.size:
+            return image
+        fitted = self.fitted(frame)
+        pixels = resized("image", pixels, frame, fitted)
+        top, left = self.windows(np.array([fitted]), draws)[0].tolist()
+        return Image.fromarray(windowed("image", pixels, (top, left, *self.size), self.pad_mode))
 
 
 Choice = TypeVar("Choice", bound=StrEnum)

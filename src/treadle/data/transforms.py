@@ -8,6 +8,7 @@ None in validation, when nothing is random. Any plain function of one argument i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -16,10 +17,18 @@ from PIL import Image
 from treadle.data.draws import Draws
 from treadle.errors import UsageError
 
-__all__ = ["BatchTransform", "ItemTransform", "Size", "as_size"]
+__all__ = ["BatchTransform", "ItemTransform", "PadMode", "Size", "as_size"]
 
 Size = int | tuple[int, int]
 """Side of a square, or (height, width), in pixels."""
+
+
+class PadMode(StrEnum):
+    """What `Resize` with `ResizeMethod.Pad` puts around the image."""
+
+    Zeros = "zeros"
+    Border = "border"
+    Reflection = "reflection"
 
 
 class _Described:

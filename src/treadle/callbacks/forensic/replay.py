@@ -133,10 +133,8 @@ def _untouched(learn: Any, kept: KeptState, cb: Callback) -> Iterator[None]:
 def _items(learn: Any, samples: list[int]) -> tuple[list[int], list[str]]:
     """The data set's indices and items of these samples, where the loader is Treadle's."""
     dl = learn.dl
-    if not samples or not all(hasattr(dl, name) for name in ("state_dict", "_tasks", "item_name")):
+    if not samples or not all(hasattr(dl, name) for name in ("indices", "item_name")):
         return [], []
-    place = dl.state_dict()  # in the loop over the loader it counts the batch at hand as done
-    _, in_batch = dl._tasks(place["epoch"])[place["batch"] - 1]
-    indices = [int(in_batch[i]) for i in samples]
+    indices = [int(dl.indices[i]) for i in samples]
     named = getattr(dl.dataset, "items", None) is not None
     return indices, [dl.item_name(i) for i in indices] if named else []

@@ -1,0 +1,137 @@
+"""From indices to a batch: what the workers do, and what is left for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from treadle.data.collate import check_shapes, collate, stacked
+from treadle.data.draws import Draws
+from treadle.data.fused import compiled
+from treadle.data.pipeline import batch_stages, item_stages
+from treadle.data.reading import Reader
+from treadle.data.resize import Resize
+from treadle.data.samples import ItemStage, Samples
+from treadle.data.samples import through as through_items
+from treadle.data.stages import BatchStage, Elements, first_pass
+from treadle.data.stages import through as through_batch
+from treadle.errors import DataError
+
+__all__ = ["Maker", "Task"]
+
+Transform = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A batch to be made: the samples' indices, and the addresses of their random numbers."""
+
+    epoch: int
+    indices: NDArray[np.int64]
+    addresses: NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Made:
+    """What a worker made: the samples' indices, their elements, and what is still to be done."""
+
+    indices: NDArray[np.int64]
+    elements: Elements
+    kinds: list[str | None]
+    n_inp: int
+    draws: Draws | None
+    left: Sequence[BatchStage]
+
+
+class Maker:
+    """Makes batches of what `reader` reads."""
+
+    def __init__(
+        self, reader: Reader, item_tfms: Sequence[Transform], batch_tfms: Sequence[Transform]
+    ) -> None:
+        self.reader = reader
+        self.items: list[ItemStage] = item_stages(item_tfms)
+        self.stages: list[BatchStage] = batch_stages(batch_tfms)
+        self.first = first_pass(self.stages)
+
+    def make(self, task: Task, draws: Draws | None, on_cpu: bool, threads: int, stop: Event) -> Made:
+        """The batch of `task`, in the host's memory, all stages done if it stays there (`on_cpu`).
+
+        Raises `Stopped` soon after `stop` is set.
+        """
+        samples, draws = self.read(task, draws, stop)
+        if not len(samples):
+            return Made(samples.indices, [], [], 0, draws, [])
+        for _ in through_items(self.items, samples, draws):
+            pass
+        elements, left = self._begun(samples, draws, threads) if on_cpu else ([], self.stages)
+        elements = elements or collate(samples)
+        made = Made(samples.indices, elements, samples.kinds, samples.n_inp, draws, left)
+        return self.finished(made) if on_cpu else made
+
+    def read(self, task: Task, draws: Draws | None, stop: Event) -> tuple[Samples, Draws | None]:
+        """The samples of `task`, and the draws of those that could be read."""
+        samples = self.reader.read(task.indices.tolist(), stop)
+        if draws is not None and len(samples) < len(task.indices):
+            there = np.isin(task.indices, samples.indices)
+            draws = Draws(draws.seed, draws.epoch, task.addresses[there])
+        return samples, draws
+
+    def _begun(
+        self, samples: Samples, draws: Draws | None, threads: int
+    ) -> tuple[Elements, Sequence[BatchStage]]:
+        """The elements after the compiled pass, and the stages after it; none where it cannot be."""
+        kernel, pictures = compiled(), samples.columns[0]
+        takes = self.first is not None and samples.kinds[0] == "image"
+        if kernel is None or self.first is None or not takes or not self.first.takes(pictures):
+            return [], self.stages
+        before = pictures[0].shape[:2]
+        done = self.first.prepared(before, draws)
+        elements = []
+        for place, (kind, column) in enumerate(zip(samples.kinds, samples.columns, strict=True)):
+            if kind == "image" and place < samples.n_inp and column[0].shape[:2] == before:
+                check_shapes(column, samples)
+                elements.append(done(column, kernel, threads))
+                continue
+            if kind == "image" and place < samples.n_inp:
+                return [], self.stages  # inputs of different sizes: stage by stage
+            element = stacked(kind, column, samples)
+            element = element.float().div_(255) if kind == "image" else element
+            if kind is not None and self.first.moved is not None:
+                (element,) = self.first.moved.along([element], [kind], done.matrices, before, done.size)
+            elements.append(element)
+        return elements, self.first.rest
+
+    def finished(self, made: Made) -> Made:
+        """`made` after the stages that were left, where its elements are."""
+        for _ in self.steps(made):
+            pass
+        return made
+
+    def steps(self, made: Made) -> Iterator[BatchStage]:
+        """The stages that were left, each handed out when it has been run."""
+        left, made.left = made.left, []
+        args = made.kinds, made.n_inp, made.draws
+        for stage, made.elements in through_batch(left, made.elements, *args):
+            yield stage
+        made.elements = [
+            element.long() if kind == "mask" else element  # classes, as losses want them
+            for kind, element in zip(made.kinds, made.elements, strict=True)
+        ]
+
+
+def resize_of(transforms: Sequence[Transform]) -> Resize | None:
+    """The `Resize` that comes first, whose first part is done when samples are read."""
+    first = transforms[0] if transforms else None
+    return first if isinstance(first, Resize) else None
+
+
+def nothing_to_make() -> DataError:
+    """What is told where a batch is asked of an empty loader."""
+    return DataError("There is no batch: the data set of this loader is empty.")

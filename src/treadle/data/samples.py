@@ -1,0 +1,218 @@
+"""Some samples on their way to a batch, and the item transforms that they go through.
+
+They are held by element, not by sample: what is drawn for them is drawn at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from treadle.data.describe import describe, name_of
+from treadle.data.draws import Draws
+from treadle.data.foreign import Foreign
+from treadle.data.resize import Resize
+from treadle.data.targets import resized, windowed
+from treadle.data.transforms import ItemTransform
+from treadle.errors import DataError
+
+__all__ = ["Each", "ItemStage", "Joint", "Placed", "Samples", "through"]
+
+PIXELS = ("image", "mask")
+
+
+@dataclass(slots=True)
+class Samples:
+    """Samples of a data set; `columns[place]` holds element `place` of each.
+
+    Of the kinds "image" and "mask" they are uint8 arrays (H, W, 3) or (H, W), of "points" and
+    "boxes" float32 arrays in pixels of `frames`, (height, width) of each sample. Elements of no
+    kind are whatever the data set gave. The first `n_inp` elements are inputs. `name` tells of an
+    index what a person knows the sample by.
+    """
+
+    indices: NDArray[np.int64]
+    columns: list[list[Any]]
+    kinds: list[str | None]
+    frames: list[tuple[int, int]]
+    n_inp: int
+    name: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def names(self) -> list[str]:
+        """What a person knows each sample by."""
+        return [self.name(index) for index in self.indices.tolist()]
+
+
+class ItemStage(ABC):
+    """An item transform in its place: `name` in messages, `stream` of its random numbers."""
+
+    def __init__(self, transform: Callable[..., Any], stream: str) -> None:
+        self.transform, self.stream = transform, stream
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        is_object = isinstance(self.transform, ItemTransform | Foreign)
+        return repr(self.transform) if is_object else name_of(self.transform)
+
+    @abstractmethod
+    def run(self, samples: Samples, draws: Draws | None) -> None:
+        """Change `samples`; `draws` are theirs, or None in validation."""
+
+    def draws(self, draws: Draws | None) -> Draws | None:
+        """Its own numbers of `draws`."""
+        return draws and draws.named(self.stream)
+
+
+class Placed(ItemStage):
+    """`Resize`: its second part alone where the samples come fitted, as the first stage's do."""
+
+    transform: Resize
+
+    def __init__(self, transform: Resize, stream: str, fitted: bool) -> None:
+        super().__init__(transform, stream)
+        self.fitted = fitted
+
+    def run(self, samples: Samples, draws: Draws | None) -> None:
+        if not self.fitted:
+            fit(self.transform, samples)
+        own = self.draws(draws)
+        moved = [place for place, kind in enumerate(samples.kinds) if kind is not None]
+        size, pad = self.transform.size, self.transform.pad_mode
+        for place in moved:
+            kind, column = samples.kinds[place], samples.columns[place]
+            assert kind is not None
+            frames = [v.shape[:2] for v in column] if kind in PIXELS else samples.frames
+            corners = self.transform.windows(np.array(frames).reshape(-1, 2), own).tolist()
+            samples.columns[place] = [
+                _window(kind, value, frame, (top, left, *size), pad)
+                for value, frame, (top, left) in zip(column, frames, corners, strict=True)
+            ]
+        samples.frames = [size] * len(samples)
+
+
+def _window(
+    kind: str, value: Any, frame: tuple[int, int], window: tuple[int, int, int, int], pad: Any
+) -> Any:
+    top, left, height, width = window
+    if frame == (height, width):
+        return value
+    if kind in PIXELS and top >= 0 and left >= 0:
+        return value[top : top + height, left : left + width]  # a view: nothing is copied
+    return windowed(kind, value, window, pad)
+
+
+def fit(resize: Resize, samples: Samples) -> None:
+    """The first part of `resize`, of all elements that move."""
+    for place, kind in enumerate(samples.kinds):
+        if kind is None:
+            continue
+        column = samples.columns[place]
+        frames = [v.shape[:2] for v in column] if kind in PIXELS else samples.frames
+        samples.columns[place] = [
+            resized(kind, value, frame, resize.fitted(frame))
+            for value, frame in zip(column, frames, strict=True)
+        ]
+    samples.frames = [resize.fitted(frame) for frame in samples.frames]
+
+
+class Each(ItemStage):
+    """A transform of one image at a time: of the inputs, never of targets."""
+
+    def run(self, samples: Samples, draws: Draws | None) -> None:
+        own = self.draws(draws)
+        for place in range(samples.n_inp):
+            column = samples.columns[place]
+            image = samples.kinds[place] == "image"
+            made = [
+                self._one(Image.fromarray(value) if image else value, own, at, samples)
+                for at, value in enumerate(column)
+            ]
+            if image:
+                made = [_as_pixels(value) for value in made]
+                if made and not _are_pixels(made[0]):
+                    samples.kinds[place] = None
+            samples.columns[place] = made
+        samples.frames = _frames_now(samples)
+
+    def _one(self, value: Any, draws: Draws | None, at: int, samples: Samples) -> Any:
+        try:
+            if isinstance(self.transform, ItemTransform):
+                return self.transform(value, draws and draws.at(at))
+            return self.transform(value)
+        except Exception as error:
+            raise failed(self, samples, at, value, error) from error
+
+
+class Joint(ItemStage):
+    """A transform of torchvision: all elements of a sample at once."""
+
+    transform: Foreign
+
+    def run(self, samples: Samples, draws: Draws | None) -> None:
+        own = self.draws(draws)
+        rows = list(zip(*samples.columns, strict=True))
+        made, frames = [], []
+        for at, row in enumerate(rows):
+            frame: list[Any] = [samples.frames[at] if samples.frames else None] * len(row)
+            try:
+                elements, after = self.transform.run_item(
+                    list(row), samples.kinds, frame, own and own.at(at)
+                )
+            except Exception as error:
+                raise failed(self, samples, at, row[0], error) from error
+            made.append(elements)
+            frames.append(after)
+        samples.columns = [list(column) for column in zip(*made, strict=True)]
+        for place, column in enumerate(samples.columns):
+            if isinstance(column[0], torch.Tensor) and samples.kinds[place] == "image":
+                samples.kinds[place] = None  # floats: nothing of ours follows before the batch
+        samples.frames = _frames_now(samples)
+
+
+def through(
+    stages: Sequence[ItemStage], samples: Samples, draws: Draws | None
+) -> Iterator[ItemStage]:
+    """Run `samples` through `stages`, handing out each stage when it has been run."""
+    for stage in stages:
+        stage.run(samples, draws)
+        yield stage
+
+
+def failed(
+    stage: ItemStage, samples: Samples, at: int, value: Any, error: Exception
+) -> DataError:
+    """What is told of a transform that failed on the sample at place `at`."""
+    index = int(samples.indices[at])
+    return DataError(
+        f"The item transform {stage.name} failed on sample {index} ({samples.name(index)}), given "
+        f"{describe(value)}: {type(error).__name__}: {error}"
+    )
+
+
+def _as_pixels(value: Any) -> Any:
+    if isinstance(value, Image.Image) and value.mode in ("RGB", "L"):
+        return np.asarray(value)
+    return value
+
+
+def _are_pixels(value: Any) -> bool:
+    right = isinstance(value, np.ndarray) and value.dtype == np.uint8
+    return right and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] == 3))
+
+
+def _frames_now(samples: Samples) -> list[tuple[int, int]]:
+    for kind, column in zip(samples.kinds, samples.columns, strict=True):
+        if kind in PIXELS:
+            return [tuple(value.shape[:2]) for value in column]
+    return samples.frames
