@@ -100,27 +100,31 @@ static inline float folded(float v, int size, int pad, int corners) {
     return between(v, 0.0f, edge);
 }
 
-static inline float log2_of(float v) { /* the series of the inverse hyperbolic tangent */
+/* Polynomials of least error, fitted to within 4e-6: what reaches a pixel is a thousandth of a step
+   of the 255. Divisions cost more than they would save. */
+
+static inline float log2_of(float v) {
     union { float f; int32_t i; } m = {v};
     int32_t power = (m.i - 0x3f3504f3) >> 23; /* so that m is in [1/sqrt(2), sqrt(2)) */
     m.i -= power << 23;
-    float s = (m.f - 1.0f) / (m.f + 1.0f), q = s * s;
-    float series = 2.88539008f + q * (0.96179669f + q * (0.57707802f + q * 0.41219858f));
-    return (float)power + s * series;
+    float u = m.f - 1.0f;
+    return (float)power
+           + u * (1.44272771f + u * (-0.72107757f + u * (0.47882665f
+           + u * (-0.36813084f + u * (0.32653732f + u * -0.20872576f)))));
 }
 
-static inline float exp2_of(float v) { /* the exponential series of what is left of a whole power */
+static inline float exp2_of(float v) {
     v = between(v, -126.0f, 126.0f);
-    float whole = floorf(v + 0.5f), x = (v - whole) * 0.69314718f;
-    float series = 1.0f + x * (1.0f + x * (0.5f + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120
-                   + x * (1.0f / 720))))));
+    float whole = floorf(v + 0.5f), u = v - whole; /* u is in [-1/2, 1/2] */
+    float part = 1.00000011f + u * (0.69311221f + u * (0.24021973f
+                 + u * (0.05597589f + u * 0.00968193f)));
     union { int32_t i; float f; } power = {((int32_t)whole + 127) << 23};
-    return power.f * series;
+    return power.f * part;
 }
 
 static inline float relit(float v, float slope, float offset) {
     v = between(v, 1e-7f, 1.0f - 1.1920929e-7f); /* black and white have infinite log-odds */
-    float odds = exp2_of(slope * log2_of(v / (1.0f - v)) + offset);
+    float odds = exp2_of(slope * (log2_of(v) - log2_of(1.0f - v)) + offset);
     return odds / (1.0f + odds);
 }
 

@@ -50,8 +50,8 @@ def stacked(kind: str | None, column: Sequence[Any], samples: Samples) -> torch.
         check_shapes(tensors, samples)
         return torch.stack(tensors)
     if isinstance(first, bool | int | float | np.generic):
-        dtype = torch.float32 if isinstance(first, float | np.floating) else None
-        return torch.tensor(column, dtype=dtype)
+        numbers = torch.from_numpy(np.array(column))  # faster than of the list itself
+        return numbers.float() if numbers.is_floating_point() else numbers
     raise DataError(
         f"A sample has an element of type {type(first).__name__} ({samples.names()[0]}), which "
         "cannot be stacked to a batch; expected an image, an array, a tensor or a number."

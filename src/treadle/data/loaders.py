@@ -43,7 +43,7 @@ class DataLoader:
     - `bs`: samples a batch; `drop_last` leaves out a last batch that would be smaller, except when
       it is the only one.
     - `shuffle`: another order each epoch. `sampler`: an `Order` instead, such as `Weighted(...)`.
-      `augment`: transforms draw random numbers; None means as `shuffle`, or that there is a sampler.
+      `augment`: transforms draw random numbers; None means if there is `shuffle` or a `sampler`.
     - `num_workers`: threads that build batches ahead; 0 builds them in the caller; None means the
       CPUs at hand, at most 8.
     - `seed`: with the epoch it determines order and augmentation, whatever `num_workers`, `cache`
@@ -136,7 +136,9 @@ class DataLoader:
     def _tasks(self, epoch: int, start: int = 0) -> Iterator[Task]:
         order = self.sampler.order(self.seed, epoch, len(self.dataset))
         # a sample that comes again in an epoch is augmented anew
-        addresses = order + len(self.dataset) * occurrences(order) if self.sampler.repeats else order
+        addresses = (
+            order + len(self.dataset) * occurrences(order) if self.sampler.repeats else order
+        )
         for k in range(start, len(self)):
             these = slice(k * self.bs, (k + 1) * self.bs)
             yield Task(epoch, order[these], addresses[these])

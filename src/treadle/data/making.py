@@ -8,7 +8,6 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from treadle.data.collate import check_shapes, collate, stacked
@@ -19,9 +18,8 @@ from treadle.data.reading import Reader
 from treadle.data.resize import Resize
 from treadle.data.samples import ItemStage, Samples
 from treadle.data.samples import through as through_items
-from treadle.data.stages import BatchStage, Elements, first_pass
+from treadle.data.stages import BatchStage, Elements, FirstPass
 from treadle.data.stages import through as through_batch
-from treadle.errors import DataError
 
 __all__ = ["Maker", "Task"]
 
@@ -58,9 +56,11 @@ class Maker:
         self.reader = reader
         self.items: list[ItemStage] = item_stages(item_tfms)
         self.stages: list[BatchStage] = batch_stages(batch_tfms)
-        self.first = first_pass(self.stages)
+        self.first = FirstPass(self.stages) if compiled() is not None else None
 
-    def make(self, task: Task, draws: Draws | None, on_cpu: bool, threads: int, stop: Event) -> Made:
+    def make(
+        self, task: Task, draws: Draws | None, on_cpu: bool, threads: int, stop: Event
+    ) -> Made:
         """The batch of `task`, in the host's memory, all stages done if it stays there (`on_cpu`).
 
         Raises `Stopped` soon after `stop` is set.
@@ -70,9 +70,8 @@ class Maker:
             return Made(samples.indices, [], [], 0, draws, [])
         for _ in through_items(self.items, samples, draws):
             pass
-        elements, left = self._begun(samples, draws, threads) if on_cpu else ([], self.stages)
-        elements = elements or collate(samples)
-        made = Made(samples.indices, elements, samples.kinds, samples.n_inp, draws, left)
+        made = self._passed(samples, draws, threads) if on_cpu else None
+        made = made or self.collated(samples, draws)
         return self.finished(made) if on_cpu else made
 
     def read(self, task: Task, draws: Draws | None, stop: Event) -> tuple[Samples, Draws | None]:
@@ -83,30 +82,32 @@ class Maker:
             draws = Draws(draws.seed, draws.epoch, task.addresses[there])
         return samples, draws
 
-    def _begun(
-        self, samples: Samples, draws: Draws | None, threads: int
-    ) -> tuple[Elements, Sequence[BatchStage]]:
-        """The elements after the compiled pass, and the stages after it; none where it cannot be."""
-        kernel, pictures = compiled(), samples.columns[0]
-        takes = self.first is not None and samples.kinds[0] == "image"
-        if kernel is None or self.first is None or not takes or not self.first.takes(pictures):
-            return [], self.stages
-        before = pictures[0].shape[:2]
+    def collated(self, samples: Samples, draws: Draws | None) -> Made:
+        """The samples as a batch that all stages are still to come of."""
+        elements = collate(samples)
+        return Made(samples.indices, elements, samples.kinds, samples.n_inp, draws, self.stages)
+
+    def _passed(self, samples: Samples, draws: Draws | None, threads: int) -> Made | None:
+        """The samples as a batch after the compiled pass; None where it cannot be made of them."""
+        kernel, kinds, columns = compiled(), samples.kinds, samples.columns
+        inputs = [place for place in range(samples.n_inp) if kinds[place] == "image"]
+        if kernel is None or self.first is None or 0 not in inputs:
+            return None
+        for place in inputs:
+            check_shapes(columns[place], samples)
+        before = columns[0][0].shape[:2]
+        if not all(self.first.takes(columns[place][0], before) for place in inputs):
+            return None
         done = self.first.prepared(before, draws)
         elements = []
-        for place, (kind, column) in enumerate(zip(samples.kinds, samples.columns, strict=True)):
-            if kind == "image" and place < samples.n_inp and column[0].shape[:2] == before:
-                check_shapes(column, samples)
+        for place, (kind, column) in enumerate(zip(kinds, columns, strict=True)):
+            if place in inputs:
                 elements.append(done(column, kernel, threads))
                 continue
-            if kind == "image" and place < samples.n_inp:
-                return [], self.stages  # inputs of different sizes: stage by stage
             element = stacked(kind, column, samples)
             element = element.float().div_(255) if kind == "image" else element
-            if kind is not None and self.first.moved is not None:
-                (element,) = self.first.moved.along([element], [kind], done.matrices, before, done.size)
-            elements.append(element)
-        return elements, self.first.rest
+            elements.append(self.first.move(element, kind, before, done))
+        return Made(samples.indices, elements, kinds, samples.n_inp, draws, self.first.rest)
 
     def finished(self, made: Made) -> Made:
         """`made` after the stages that were left, where its elements are."""
@@ -118,7 +119,8 @@ class Maker:
         """The stages that were left, each handed out when it has been run."""
         left, made.left = made.left, []
         args = made.kinds, made.n_inp, made.draws
-        for stage, made.elements in through_batch(left, made.elements, *args):
+        for stage, elements in through_batch(left, made.elements, *args):
+            made.elements = elements
             yield stage
         made.elements = [
             element.long() if kind == "mask" else element  # classes, as losses want them
@@ -130,8 +132,3 @@ def resize_of(transforms: Sequence[Transform]) -> Resize | None:
     """The `Resize` that comes first, whose first part is done when samples are read."""
     first = transforms[0] if transforms else None
     return first if isinstance(first, Resize) else None
-
-
-def nothing_to_make() -> DataError:
-    """What is told where a batch is asked of an empty loader."""
-    return DataError("There is no batch: the data set of this loader is empty.")

@@ -25,11 +25,14 @@ from treadle.errors import UsageError
 
 __all__ = ["Transforms", "batch_stages", "decoded", "item_stages", "listed"]
 
+Transform = Any
+"""A transform of ours, of torchvision's (`Foreign`), or a function of one argument."""
+
 Transforms = Callable[..., Any] | Iterable[Callable[..., Any]] | None
 """What `item_tfms=` and `batch_tfms=` take: one transform, several, or none."""
 
 
-def item_stages(transforms: Sequence[Callable[..., Any]]) -> list[ItemStage]:
+def item_stages(transforms: Sequence[Transform]) -> list[ItemStage]:
     """One stage for each item transform. Raises `UsageError` for what is none.
 
     A `Resize` that comes first is given samples that are fitted already.
@@ -38,7 +41,7 @@ def item_stages(transforms: Sequence[Callable[..., Any]]) -> list[ItemStage]:
     return [_item_stage(t, stream, first=at == 0) for at, (t, stream) in enumerate(named)]
 
 
-def _item_stage(transform: Callable[..., Any], stream: str, first: bool) -> ItemStage:
+def _item_stage(transform: Transform, stream: str, first: bool) -> ItemStage:
     if isinstance(transform, Resize):
         return Placed(transform, stream, fitted=first)
     if isinstance(transform, Foreign):
@@ -46,7 +49,7 @@ def _item_stage(transform: Callable[..., Any], stream: str, first: bool) -> Item
     return Each(transform, stream)
 
 
-def batch_stages(transforms: Sequence[Callable[..., Any]]) -> list[BatchStage]:
+def batch_stages(transforms: Sequence[Transform]) -> list[BatchStage]:
     """The stages of batch transforms: uint8 to float first, then they, neighbours merged.
 
     Raises `UsageError` for what cannot run.
@@ -68,7 +71,7 @@ def batch_stages(transforms: Sequence[Callable[..., Any]]) -> list[BatchStage]:
     return stages
 
 
-def decoded(transforms: Sequence[Callable[..., Any]], x: torch.Tensor) -> torch.Tensor:
+def decoded(transforms: Sequence[Transform], x: torch.Tensor) -> torch.Tensor:
     """Images (B, C, H, W) as they are to be shown, in [0, 1]: `decode` of each, last one first."""
     for transform in reversed(transforms):
         if isinstance(transform, BatchTransform | Foreign):
@@ -76,7 +79,7 @@ def decoded(transforms: Sequence[Callable[..., Any]], x: torch.Tensor) -> torch.
     return x
 
 
-def listed(transforms: Transforms) -> list[Callable[..., Any]]:
+def listed(transforms: Transforms) -> list[Transform]:
     """The list that a transform, several, or None stand for; foreign ones are `Foreign` in it."""
     if transforms is None:
         return []
@@ -84,10 +87,10 @@ def listed(transforms: Transforms) -> list[Callable[..., Any]]:
     return [Foreign(t) if is_foreign(t) and not isinstance(t, Foreign) else t for t in given]
 
 
-Named = tuple[Callable[..., Any], str]
+Named = tuple[Transform, str]
 
 
-def _streams(where: str, transforms: Iterable[Callable[..., Any]], misplaced: type) -> list[Named]:
+def _streams(where: str, transforms: Iterable[Transform], misplaced: type) -> list[Named]:
     seen: Counter[str] = Counter()
     named: list[Named] = []
     for transform in transforms:
@@ -106,7 +109,7 @@ def _streams(where: str, transforms: Iterable[Callable[..., Any]], misplaced: ty
     return named
 
 
-def _check_order(transforms: Sequence[Callable[..., Any]]) -> None:
+def _check_order(transforms: Sequence[Transform]) -> None:
     normalized = False
     for transform in transforms:
         normalized = normalized or isinstance(transform, Normalize)
@@ -117,7 +120,7 @@ def _check_order(transforms: Sequence[Callable[..., Any]]) -> None:
             )
 
 
-def _kind(transform: Callable[..., Any]) -> Any:
+def _kind(transform: Transform) -> Any:
     """Equal for neighbours that can be merged; an int that no other has for the rest."""
     if isinstance(transform, Lighting):
         return "lighting"

@@ -69,10 +69,10 @@ class Resize(ItemTransform):
         Both are negative where the image is smaller than the window.
         """
         room = fitted - np.array(self.size)
-        if draws is None:
-            return np.sign(room) * (np.abs(room) // 2)
-        along = draws.uniform()
-        return np.sign(room) * (along * (np.abs(room) + 1)).astype(np.int64)
+        places: NDArray[np.int64] = np.abs(room) // 2
+        if draws is not None:
+            places = (draws.uniform() * (np.abs(room) + 1)).astype(np.int64)
+        return places * np.sign(room)
 
     def __call__(self, image: Image.Image, draws: Draws | None = None) -> Image.Image:
         pixels, frame = np.asarray(image), (image.height, image.width)

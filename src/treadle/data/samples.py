@@ -56,7 +56,9 @@ class Samples:
 class ItemStage(ABC):
     """An item transform in its place: `name` in messages, `stream` of its random numbers."""
 
-    def __init__(self, transform: Callable[..., Any], stream: str) -> None:
+    transform: Any
+
+    def __init__(self, transform: Any, stream: str) -> None:
         self.transform, self.stream = transform, stream
 
     @property
@@ -189,9 +191,7 @@ def through(
         yield stage
 
 
-def failed(
-    stage: ItemStage, samples: Samples, at: int, value: Any, error: Exception
-) -> DataError:
+def failed(stage: ItemStage, samples: Samples, at: int, value: Any, error: Exception) -> DataError:
     """What is told of a transform that failed on the sample at place `at`."""
     index = int(samples.indices[at])
     return DataError(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from treadle.data.describe import describe, name_of
 from treadle.data.draws import Draws
 from treadle.data.foreign import Foreign
-from treadle.data.fused import Pass, Pixels, compiled
+from treadle.data.fused import Pass, Pixels
 from treadle.data.geometry import Geometric
 from treadle.data.lighting import Lighting, relight
 from treadle.data.normalize import Normalize
@@ -26,7 +26,7 @@ from treadle.data.sampling import Sampling, resample
 from treadle.data.targets import moved
 from treadle.data.transforms import BatchTransform
 
-__all__ = ["AsFloat", "BatchStage", "Foreigner", "Moved", "Relit", "Single", "first_pass", "through"]
+__all__ = ["AsFloat", "BatchStage", "FirstPass", "Foreigner", "Moved", "Relit", "Single", "through"]
 
 Elements = list[torch.Tensor]
 Kinds = Sequence[str | None]
@@ -56,9 +56,7 @@ class AsFloat(BatchStage):
 
     def over(self, batch: Elements, kinds: Kinds, n_inp: int, draws: Draws | None) -> Elements:
         images = (kind == "image" or at < n_inp for at, kind in enumerate(kinds))
-        return [
-            self.run(x, draws) if image else x for x, image in zip(batch, images, strict=True)
-        ]
+        return [self.run(x, draws) if image else x for x, image in zip(batch, images, strict=True)]
 
 
 class Single(BatchStage):
@@ -115,20 +113,9 @@ class Moved(BatchStage):
         before = _size(batch[0])
         matrices, after = self.matrices(draws, before)
         given = [kind or ("image" if at < n_inp else None) for at, kind in enumerate(kinds)]
-        return self.along(batch, given, matrices, before, after)
-
-    def along(
-        self,
-        batch: Elements,
-        kinds: Kinds,
-        matrices: NDArray[np.float64],
-        before: tuple[int, int],
-        after: tuple[int, int],
-    ) -> Elements:
-        """The elements that have a kind, moved by `matrices`."""
         return [
             x if kind is None else moved(kind, x, matrices, before, after, self.how)
-            for kind, x in zip(kinds, batch, strict=True)
+            for kind, x in zip(given, batch, strict=True)
         ]
 
 
@@ -180,26 +167,31 @@ class FirstPass:
     def _next(rest: list[BatchStage], kind: Any) -> Any:
         return rest.pop(0) if rest and isinstance(rest[0], kind) else None
 
-    def takes(self, pictures: Sequence[Pixels]) -> bool:
-        """Whether the pass can be made of them: alike, grey or RGB, and bilinear."""
-        shape = pictures[0].shape
-        channels = shape[2] if len(shape) == 3 else 1
+    def takes(self, picture: Pixels, size: tuple[int, int]) -> bool:
+        """Whether the pass can be made of pictures like this: of `size`, grey or RGB, bilinear."""
+        channels = picture.shape[2] if picture.ndim == 3 else 1
         means = self.normalize.mean if self.normalize else [0.0]
         bilinear = self.moved is None or self.moved.how.mode == "bilinear"
-        return channels in (1, 3) and len(means) in (1, channels) and bilinear
+        fits = channels in (1, 3) and len(means) in (1, channels)
+        return fits and bilinear and picture.shape[:2] == size
 
     def prepared(self, size: tuple[int, int], draws: Draws | None) -> Pass:
         """What is to be done to pictures of `size`."""
-        matrices, after = self.moved.matrices(draws, size) if self.moved else (np.eye(3)[None], size)
+        matrices, after = (
+            self.moved.matrices(draws, size) if self.moved else (np.eye(3)[None], size)
+        )
         light = None if draws is None or self.relit is None else self.relit.line(draws)
         mean, std = (self.normalize.mean, self.normalize.std) if self.normalize else ([0.0], [1.0])
         how = self.moved.how if self.moved else Sampling()
         return Pass(matrices, after, how, light, mean, std)
 
-
-def first_pass(stages: Sequence[BatchStage]) -> FirstPass | None:
-    """The head of `stages` as one pass; None where there is no compiler to make it."""
-    return FirstPass(stages) if compiled() is not None else None
+    def move(
+        self, element: torch.Tensor, kind: str | None, before: tuple[int, int], done: Pass
+    ) -> torch.Tensor:
+        """A target, gone along with the pictures of `done`."""
+        if kind is None or self.moved is None:
+            return element
+        return moved(kind, element, done.matrices, before, done.size, done.how)
 
 
 def _size(x: torch.Tensor) -> tuple[int, int]:
