@@ -120,13 +120,15 @@ class DataLoader:
         return self._batches(epoch, start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        if self.cache == "device" and self.device.type != "cpu":
+            self.maker.settle(self.device)
         made = in_order(self._make, self._tasks(epoch, start), self.num_workers)
         numbered = (((count, m), m.elements) for count, m in enumerate(made, start + 1))
         there = on_device(numbered, self.device)
         try:
             for (count, batch), elements in there:
                 self._under_way, self.indices = (epoch, count), batch.indices
-                if elements:  # else every sample of the batch was skipped
+                if batch.kinds:  # else every sample of the batch was skipped
                     yield self._finished(batch, elements)
         finally:
             self._under_way = None
@@ -162,7 +164,7 @@ class DataLoader:
     def one_batch(self) -> Batch:
         """The batch that comes next. Nothing advances: asked again, it is the same."""
         made = self._make(self.next_task(), Event())
-        if not made.elements:
+        if not made.kinds:
             raise DataError(f"No sample of the batch could be read: {self.skipped[-1].reason}")
         return self._finished(made, [element.to(self.device) for element in made.elements])
 
@@ -172,6 +174,10 @@ class DataLoader:
         if task is None:
             raise DataError("There is no batch: the data set of this loader is empty.")
         return task
+
+    def fill_cache(self) -> None:
+        """Decode every picture now, with a bar on a terminal, instead of in the first epoch."""
+        self.reader.fill(self.num_workers)
 
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs of a batch as they are to be shown, on the CPU: normalisation undone."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from treadle.data.cache import DeviceCache
 from treadle.data.collate import check_shapes, collate, stacked
 from treadle.data.draws import Draws
 from treadle.data.fused import compiled
 from treadle.data.pipeline import batch_stages, item_stages
 from treadle.data.reading import Reader
-from treadle.data.resize import Resize
-from treadle.data.samples import ItemStage, Samples
+from treadle.data.resize import Resize, ResizeMethod
+from treadle.data.samples import ItemStage, Placed, Samples
 from treadle.data.samples import through as through_items
 from treadle.data.stages import BatchStage, Elements, FirstPass
 from treadle.data.stages import through as through_batch
@@ -45,6 +49,8 @@ class Made:
     n_inp: int
     draws: Draws | None
     left: Sequence[BatchStage]
+    on_device: Callable[[], torch.Tensor] | None = None
+    """Gives the first element, where that is on the device already."""
 
 
 class Maker:
@@ -57,6 +63,8 @@ class Maker:
         self.items: list[ItemStage] = item_stages(item_tfms)
         self.stages: list[BatchStage] = batch_stages(batch_tfms)
         self.first = FirstPass(self.stages) if compiled() is not None else None
+        self.resident: DeviceCache | None = None
+        self._stays = False  # in the host's memory, and it has been said why
 
     def make(
         self, task: Task, draws: Draws | None, on_cpu: bool, threads: int, stop: Event
@@ -68,6 +76,8 @@ class Maker:
         samples, draws = self.read(task, draws, stop)
         if not len(samples):
             return Made(samples.indices, [], [], 0, draws, [])
+        if self.resident is not None and not on_cpu:
+            return self._cut(self.resident, samples, draws)
         for _ in through_items(self.items, samples, draws):
             pass
         made = self._passed(samples, draws, threads) if on_cpu else None
@@ -109,8 +119,43 @@ class Maker:
             elements.append(self.first.move(element, kind, before, done))
         return Made(samples.indices, elements, kinds, samples.n_inp, draws, self.first.rest)
 
+    def settle(self, device: torch.device) -> None:
+        """Move the pictures to `device` for good, where all are decoded and a batch is a gather."""
+        if self.resident is not None or self._stays:
+            return
+        kinds = [kind for kind in self.reader.kinds if kind is not None]
+        fit = self.items[0].transform if self.items else None
+        pads = isinstance(fit, Resize) and fit.method is ResizeMethod.Pad
+        if kinds != ["image"] or self.reader.kinds[0] != "image" or len(self.items) > 1 or pads:
+            warnings.warn(
+                "cache='device' takes images alone, with no item transform but Resize to 'crop' or "
+                "'squish'; these data stay in the host's memory.",
+                stacklevel=4,
+            )
+            self._stays = True
+        elif self.reader.complete:
+            self.resident = DeviceCache(self.reader.caches[0], device)
+
+    def _cut(self, resident: DeviceCache, samples: Samples, draws: Draws | None) -> Made:
+        """The samples, their pictures to be cut out on the device."""
+        frames = np.array([pixels.shape[:2] for pixels in samples.columns[0]])
+        corners, size = np.zeros_like(frames), tuple(frames[0].tolist())
+        if self.items and isinstance(placed := self.items[0], Placed):
+            corners, size = (
+                placed.transform.windows(frames, placed.draws(draws)),
+                placed.transform.size,
+            )
+        others = [
+            stacked(kind, column, samples)
+            for kind, column in zip(samples.kinds[1:], samples.columns[1:], strict=True)
+        ]
+        cut = partial(resident.windows, samples.indices, corners[:, 0], corners[:, 1], *size)
+        return Made(samples.indices, others, samples.kinds, samples.n_inp, draws, self.stages, cut)
+
     def finished(self, made: Made) -> Made:
         """`made` after the stages that were left, where its elements are."""
+        if made.on_device is not None:
+            made.elements, made.on_device = [made.on_device(), *made.elements], None
         for _ in self.steps(made):
             pass
         return made

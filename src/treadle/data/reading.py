@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Event, Lock
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from treadle.data.blocks import PixelBlock
-from treadle.data.cache import PixelCache, open_cache
+from treadle.data.cache import PixelCache, fill, open_cache
 from treadle.data.datasets import Dataset
 from treadle.data.resize import Resize
 from treadle.data.samples import PIXELS, Samples
@@ -73,10 +74,7 @@ class Reader:
             columns = [list(column) for column in zip(*rows, strict=True)]
             indices = good
         blocks = self.dataset.blocks
-        kinds = [block.kind for block in blocks]
-        if not columns:
-            return self._samples(indices, [[] for _ in blocks], kinds)
-        return self._samples(indices, columns, kinds)
+        return self._samples(indices, columns or [[] for _ in blocks], self.kinds)
 
     def _samples(
         self, indices: Sequence[int], columns: list[list[Any]], kinds: list[str | None]
@@ -138,23 +136,29 @@ class Reader:
         frame: Size | None = None
         for place, block in enumerate(self.dataset.blocks):
             if isinstance(block, PixelBlock):
-                row[place], its_frame = self._pixels(place, block, index)
+                row[place], its_frame = self._pixels(place, index)
                 frame = frame or its_frame
         for place, block in enumerate(self.dataset.blocks):
             if not isinstance(block, PixelBlock):
                 row[place] = self._other(place, index, frame)
         return tuple(row)
 
-    def _pixels(self, place: int, block: PixelBlock, index: int) -> tuple[Any, tuple[int, int]]:
-        assert isinstance(self.dataset, Dataset) and block.kind is not None
+    def _pixels(self, place: int, index: int) -> tuple[Any, tuple[int, int]]:
         cache = self.caches.get(place)
         if cache is not None and (found := cache.get(index)) is not None:
             return found
+        pixels, frame = self._decoded(place, index)
+        return (pixels if cache is None else cache.put(index, pixels, frame)), frame
+
+    def _decoded(self, place: int, index: int) -> tuple[Any, tuple[int, int]]:
+        """The pixels of a file, fitted, and the frame that they come from."""
+        assert isinstance(self.dataset, Dataset)
+        block: Any = self.dataset.blocks[place]
         goal = self.resize.fitted if self.resize else None
         pixels, frame = block.pixels(self.dataset.value(index, place), goal)
         if goal is not None:
             pixels = resized(block.kind, pixels, pixels.shape[:2], goal(frame))
-        return (pixels if cache is None else cache.put(index, pixels, frame)), frame
+        return pixels, frame
 
     def _other(self, place: int, index: int, frame: Any) -> Any:
         assert isinstance(self.dataset, Dataset)
@@ -212,6 +216,25 @@ class Reader:
 
     # The caches
 
+    @property
+    def kinds(self) -> list[str | None]:
+        """The kinds of the elements of our own data sets."""
+        return [block.kind for block in getattr(self.dataset, "blocks", ())]
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a cache for every picture, and all are in it."""
+        pixels = [place for place, kind in enumerate(self.kinds) if kind in PIXELS]
+        caches = [self.caches.get(place) for place in pixels]
+        return bool(caches) and all(cache is not None and cache.complete for cache in caches)
+
+    def fill(self, workers: int) -> None:
+        """Decode all that the caches lack."""
+        if not self._opened:
+            self._open()
+        for place, cache in self.caches.items():
+            fill(cache, partial(self._decoded, place), workers)
+
     def _open(self) -> None:
         with self._lock:
             if not self._opened:
@@ -228,17 +251,17 @@ class Reader:
             files = [self.dataset.value(index, place) for index in range(n)]
             if all(isinstance(file, str | os.PathLike) for file in files):
                 recipe = f"{block!r} {self.resize!r}"
-                opened = open_cache(self.cache, n, files, recipe, self._expected(place, block))
+                opened = open_cache(self.cache, n, files, recipe, self._expected(place))
                 if opened is not None:
                     self.caches[place] = opened
 
-    def _expected(self, place: int, block: PixelBlock) -> int:
+    def _expected(self, place: int) -> int:
         """About how many bytes the pictures of an element take."""
         n = len(self.dataset)
         sizes = []
         for index in _spread(n, _PROBED):
             try:
-                sizes.append(self._pixels(place, block, index)[0].nbytes)
+                sizes.append(self._pixels(place, index)[0].nbytes)
             except Exception:  # noqa: S112  it is told when the sample is read
                 continue
         return int(n * np.mean(sizes)) if sizes else 0

@@ -72,7 +72,8 @@ class Resize(ItemTransform):
         places: NDArray[np.int64] = np.abs(room) // 2
         if draws is not None:
             places = (draws.uniform() * (np.abs(room) + 1)).astype(np.int64)
-        return places * np.sign(room)
+        places *= np.sign(room)
+        return places
 
     def __call__(self, image: Image.Image, draws: Draws | None = None) -> Image.Image:
         pixels, frame = np.asarray(image), (image.height, image.width)

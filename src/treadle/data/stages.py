@@ -170,9 +170,10 @@ class FirstPass:
     def takes(self, picture: Pixels, size: tuple[int, int]) -> bool:
         """Whether the pass can be made of pictures like this: of `size`, grey or RGB, bilinear."""
         channels = picture.shape[2] if picture.ndim == 3 else 1
-        means = self.normalize.mean if self.normalize else [0.0]
         bilinear = self.moved is None or self.moved.how.mode == "bilinear"
-        fits = channels in (1, 3) and len(means) in (1, channels)
+        fits = channels in (1, 3)
+        if self.normalize is not None:
+            fits = fits and len(self.normalize.mean) == channels
         return fits and bilinear and picture.shape[:2] == size
 
     def prepared(self, size: tuple[int, int], draws: Draws | None) -> Pass:
