@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import workloads
-from common import Report, Turn, arguments, interleave, versions
-from peers import Side, homes, sides
+from common import Report, Samples, Turn, arguments, interleave, versions
+from peers import Side, homes, side, sides
 from treadle.data import (
     CategoryBlock,
     DataBlock,
@@ -31,7 +32,9 @@ from workloads import evenly, loader_turn
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data"
 WORKERS = (0, 2)
-MEASURES = ("first epoch", "later epoch", "validation")
+MEASURES = ("first epoch", "later epoch", "first validation", "validation")
+BARS = {"first epoch": 6, "later epoch": 15, "validation": 10}
+"""At least so many times what fastai does, with or without workers."""
 FOLDERS = ("train", "val")
 
 
@@ -81,10 +84,11 @@ def chosen(path: Path, limit: int) -> list[str]:
     return [str(file) for file in picked]
 
 
-def treadle(files: list[str], warm_up: list[str], workers: int) -> Turn:
-    """The loaders of `files`; those of `warm_up` are read through once at the start."""
-    block = DataBlock(
+def treadle_block(listed: bool = False) -> DataBlock:
+    """The data block: of a list of files, or of a folder whose files are to be listed."""
+    return DataBlock(
         blocks=(ImageBlock, CategoryBlock),
+        get_items=get_image_files if listed else None,
         splitter=GrandparentSplitter(valid_name="val"),
         get_y=parent_label,
         item_tfms=Resize(workloads.PRESIZE),
@@ -94,23 +98,41 @@ def treadle(files: list[str], warm_up: list[str], workers: int) -> Turn:
         ],
     )
 
+
+def treadle(files: list[str], warm_up: list[str], workers: int) -> Turn:
+    """The loaders of `files`; those of `warm_up` are read through once at the start."""
+
     def make(names: list[str]) -> Any:
         paths = [Path(name) for name in names]
         bs = workloads.BATCH_SIZE
-        return block.dataloaders(paths, bs=bs, num_workers=workers, device="cpu")
+        return treadle_block().dataloaders(paths, bs=bs, num_workers=workers, device="cpu")
 
     loader_turn(lambda: make(warm_up))
     return lambda: loader_turn(lambda: make(files))
 
 
-def contestants(files: list[str], fastai: Side | None) -> dict[str, Turn]:
-    """Treadle and fastai, without workers and with two."""
+def contestants(files: list[str], fastai: Side | None, torchvision: Side) -> dict[str, Turn]:
+    """Treadle and fastai, without workers and with two; torchvision in a plain DataLoader."""
     work = {"files": files, "warm_up": evenly(files, 2 * workloads.BATCH_SIZE)}
     turns = {f"Treadle, {n} workers": treadle(**work, workers=n) for n in WORKERS}
     if fastai is not None:
         for n in WORKERS:
             turns[f"fastai, {n} workers"] = fastai.prepare("fastai_side.loaders", **work, workers=n)
-    return turns
+    torchvisions = torchvision.prepare("torchvision_side.loaders", **work, workers=2)
+    return {**turns, "torchvision v2, 2 workers": torchvisions}
+
+
+def compare(report: Report, samples: Samples) -> None:
+    """How many times fastai's best the best of ours is."""
+    for measure, bar in BARS.items():
+        best = {
+            name: max(median(v[measure]) for who, v in samples.items() if who.startswith(name))
+            for name in ("Treadle", "fastai")
+            if any(who.startswith(name) for who in samples)
+        }
+        if "fastai" in best:
+            times = best["Treadle"] / best["fastai"]
+            report.note(f"{measure}: {times:.1f} x fastai's best (bar: {bar})")
 
 
 def run(report: Report, files: list[str]) -> None:
@@ -120,12 +142,16 @@ def run(report: Report, files: list[str]) -> None:
     with sides(report.having(homes(options.peer), "fastai")) as others:
         fastai = others.get("fastai")
         report.meet(others)
-        samples = interleave(contestants(files, fastai), options.rounds, warm_up=0)
+        with side() as torchvision:
+            report.meet({"torchvision": torchvision})
+            turns = contestants(files, fastai, torchvision)
+            samples = interleave(turns, options.rounds, warm_up=0)
     rows = [
         [name, *(f"{report.add(name, m, measured[m], digits=1):,.0f}" for m in MEASURES)]
         for name, measured in samples.items()
     ]
     report.show(["images a second", *MEASURES], rows)
+    compare(report, samples)
     report.write()
 
 

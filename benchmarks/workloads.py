@@ -99,10 +99,11 @@ def evenly(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def loader_turn(make: Callable[[], Any]) -> dict[str, float]:
-    """Images a second of fresh loaders: two epochs of the training loader, one of the other."""
+    """Images a second of fresh loaders: two epochs, each of the training loader and the other."""
     dls = make()
     return {
         "first epoch": images_a_second(dls.train),
+        "first validation": images_a_second(dls.valid),
         "later epoch": images_a_second(dls.train),
         "validation": images_a_second(dls.valid),
     }
