@@ -56,7 +56,7 @@ def passes(dl: DataLoader) -> Callable[[], object]:
 
     def run() -> None:
         for pictures, draws in prepared:
-            first.prepared(size, draws)(pictures, kernel, 1)
+            first.prepared(size, draws)(pictures, kernel, 1, dl.maker.buffers)
 
     return run
 

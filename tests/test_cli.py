@@ -73,6 +73,7 @@ def test_the_default_trains_on_digits_to_95_percent(tmp_path):
         "config.json",
         "history.csv",
         "model.safetensors",
+        "record.json",
         "report.html",
     }
 

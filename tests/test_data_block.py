@@ -104,7 +104,7 @@ def test_a_given_vocab_keeps_its_order(folder: Path) -> None:
     dls = block(blocks=(ImageBlock, CategoryBlock(vocab))).dataloaders(folder, bs=4)
     assert dls.vocab == vocab and dls.c == 4
     assert set(dls.valid.one_batch()[1].tolist()) == {2, 1}
-    with pytest.raises(DataError, match=r"training item .*red.*\.jpg has the label 'red'"):
+    with pytest.raises(DataError, match=r"training item .*red.*\.jpg: its label 'red'"):
         block(blocks=(ImageBlock, CategoryBlock(["blue", "green"]))).datasets(folder)
     with pytest.raises(UsageError, match="names a class twice"):
         CategoryBlock(["a", "a"])
@@ -112,7 +112,7 @@ def test_a_given_vocab_keeps_its_order(folder: Path) -> None:
 
 def test_a_label_that_only_validation_has(folder: Path) -> None:
     (folder / "valid" / "blue").rename(folder / "valid" / "bleu")
-    with pytest.raises(DataError, match=r"validation item .*valid/bleu/0\.jpg .*'bleu'.*mean blue"):
+    with pytest.raises(DataError, match=r"validation item .*valid/bleu/0\.jpg: its label 'bleu'.*mean blue"):
         block().datasets(folder)
 
 
@@ -239,7 +239,7 @@ def test_summary_walks_every_stage(folder: Path, capsys: pytest.CaptureFixture[s
         "CategoryBlock: int 0",
         "ImageBlock: Image RGB 30x20 (height x width) uint8 in ",
         "Tensor (3, 3, 16, 16) uint8 in ",
-        "Tensor (3,) int64 in 0..0 on cpu",
+        "y, CategoryBlock: Tensor (3,) int64 in 0..0 on cpu",
         "uint8 to float in [0, 1]: Tensor (3, 3, 16, 16) float32 in ",
         "RandomResizedCropGPU + Flip + Warp + Rotate + Zoom: Tensor (3, 3, 12, 12) float32",
         "Brightness + Contrast: Tensor (3, 3, 12, 12)",
@@ -260,7 +260,7 @@ def test_summary_names_the_stage_that_fails(
     (folder / "train" / "blue" / "0.jpg").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"blue/0\.jpg .*does not decode") as caught:
         block().summary(folder)
-    assert "In ImageBlock, for the training item 0" in caught.value.__notes__[0]
+    assert "in ImageBlock for the training item 0" in caught.value.__notes__[0]
 
 
 def test_digits_from_end_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

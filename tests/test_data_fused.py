@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treadle.data import Draws, Normalize, aug_transforms
+from treadle.data.buffers import Buffers
 from treadle.data.fused import Pass, compiled
 from treadle.data.lighting import relight
 from treadle.data.pipeline import batch_stages
@@ -33,7 +34,7 @@ def worst(done: Pass, pictures: list[np.ndarray[Any, Any]]) -> float:
     """In steps of the 255 of a uint8."""
     kernel = compiled()
     assert kernel is not None
-    out = done(pictures, kernel, threads=2)
+    out = done(pictures, kernel, 2, Buffers(0))
     assert out.dtype == torch.float32
     std = torch.tensor(done.std)[:, None, None]
     return float(((out - in_float64(done, pictures)) * std).abs().max()) * 255
@@ -102,14 +103,16 @@ def test_black_white_and_nan() -> None:
     assert kernel is not None
     ends = [np.full((4, 4), value, np.uint8) for value in (0, 255)]
     light = (np.array([1.2, 1.2]), np.array([0.4, -0.4]))
-    out = Pass(np.eye(3)[None], (4, 4), Sampling(), light, [0.0], [1.0])(ends, kernel, 1)
+    out = Pass(np.eye(3)[None], (4, 4), Sampling(), light, [0.0], [1.0])(
+        ends, kernel, 1, Buffers(0)
+    )
     assert torch.equal(out[1] > 0.999, torch.ones_like(out[1], dtype=torch.bool))
     assert torch.equal(out[0] < 1e-6, torch.ones_like(out[0], dtype=torch.bool))
     horizon = np.eye(3)[None].copy()
     horizon[0, 2, :2] = (1.0, 0.5)
     for pad_mode in ("reflection", "border", "zeros"):
         how = Sampling(pad_mode=pad_mode)
-        beyond = Pass(horizon, (9, 9), how, None, [0.0], [1.0])(ends[:1], kernel, 1)
+        beyond = Pass(horizon, (9, 9), how, None, [0.0], [1.0])(ends[:1], kernel, 1, Buffers(0))
         assert bool(beyond.isfinite().all())
 
 
@@ -119,7 +122,7 @@ def test_a_picture_depends_on_no_other() -> None:
     first = FirstPass(batch_stages(aug_transforms(size=33, min_scale=0.2)))
     kernel = compiled()
     assert kernel is not None
-    whole = first.prepared((50, 40), Draws(0, 0, np.arange(9)))(pictures, kernel, 2)
+    whole = first.prepared((50, 40), Draws(0, 0, np.arange(9)))(pictures, kernel, 2, Buffers(0))
     for at in range(9):
         alone = first.prepared((50, 40), Draws(0, 0, np.array([at])))
-        assert torch.equal(alone(pictures[at : at + 1], kernel, 1)[0], whole[at])
+        assert torch.equal(alone(pictures[at : at + 1], kernel, 1, Buffers(0))[0], whole[at])

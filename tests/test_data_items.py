@@ -7,11 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from treadle.data import (
+    ColSplitter,
+    FileSplitter,
+    FuncSplitter,
     GrandparentSplitter,
+    IndexSplitter,
+    MaskSplitter,
     RandomSplitter,
+    Table,
+    TrainTestSplitter,
     digits_path,
     get_image_files,
     parent_label,
@@ -119,3 +128,97 @@ def test_digits_are_scikit_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         f.relative_to(path) for f in files
     ]
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["digits"]
+
+
+def test_splitters_by_place_by_mask_and_by_function() -> None:
+    items = list("abcde")
+    for splitter in (
+        IndexSplitter([1, 3]),
+        IndexSplitter(np.array([3, -4])),
+        MaskSplitter([False, True, False, True, False]),
+        FuncSplitter(lambda item: item in "bd"),
+    ):
+        assert splitter(items) == ([0, 2, 4], [1, 3])
+    assert IndexSplitter(4)(items) == ([0, 1, 2, 3], [4])
+    with pytest.raises(DataError, match="index 5; there are 5 items"):
+        IndexSplitter([5])(items)
+    with pytest.raises(DataError, match="mask of 2 values for 5 items"):
+        MaskSplitter([True, False])(items)
+
+
+def test_splitting_by_a_list_of_names(tmp_path: Path) -> None:
+    listed = tmp_path / "valid.txt"
+    listed.write_text("\ufeffb.jpg\r\n  d.jpg\n\nfolder/e.jpg\n", encoding="utf-8")
+    items = [Path(f"x/{name}.jpg") for name in "abcde"]
+    assert FileSplitter(listed)(items) == ([0, 2], [1, 3, 4])
+    with pytest.raises(DataError, match=r"1 of 3 names in .* are of no item, .*'e\.jpg'"):
+        FileSplitter(listed)(items[:4])
+    with pytest.raises(DataError, match="cannot be read"):
+        FileSplitter(tmp_path / "none.txt")(items)
+    listed.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        FileSplitter(listed)(items)
+
+
+@pytest.mark.parametrize("yes", [True, 1, 1.0, "True", "yes", "1", np.True_])
+@pytest.mark.parametrize("no", [False, 0, "false", "No", "0"])
+def test_splitting_by_a_column(yes: object, no: object) -> None:
+    rows = Table(["name", "is_valid"], [("a", no), ("b", yes), ("c", no)])
+    assert ColSplitter()(rows) == ([0, 2], [1])
+    assert ColSplitter(1)(rows) == ([0, 2], [1])
+    assert ColSplitter()([{"is_valid": no}, {"is_valid": yes}]) == ([0], [1])
+
+
+def test_splitting_by_a_value_of_a_column() -> None:
+    rows = Table(["part"], [("train",), ("dev",), ("test",), (None,)])
+    assert ColSplitter("part", on="dev")(rows) == ([0, 2, 3], [1])
+    assert ColSplitter("part", on=["dev", "test"])(rows) == ([0, 3], [1, 2])
+    with pytest.raises(DataError, match=r"holds 'train' in row 0, .*on='train'"):
+        ColSplitter("part")(rows)
+    with pytest.raises(DataError, match=r"no row has it; the column holds 'train', 'dev'"):
+        ColSplitter("part", on="valid")(rows)
+    with pytest.raises(DataError, match="no column 'is_valid'"):
+        ColSplitter()(rows)
+    with pytest.raises(DataError, match="holds None in row 1"):
+        ColSplitter()(Table(["is_valid"], [(True,), (None,)]))
+
+
+def test_train_test_splitter_is_scikit_learns() -> None:
+    from sklearn.model_selection import train_test_split
+
+    labels = ["a"] * 70 + ["b"] * 20 + ["c"] * 10
+    numbers = list(range(100))
+    for kwargs in ({}, {"stratify": labels}, {"shuffle": False}):
+        state = 7 if kwargs.get("shuffle", True) else None
+        train, valid = train_test_split(numbers, test_size=0.2, random_state=state, **kwargs)
+        assert TrainTestSplitter(0.2, 7, **kwargs)(numbers) == (train, valid)
+
+
+@given(
+    counts=st.lists(st.integers(2, 40), min_size=2, max_size=5),
+    size=st.floats(0.2, 0.5),
+    seed=st.integers(0, 99),
+)
+def test_each_class_has_its_share(counts: list[int], size: float, seed: int) -> None:
+    items = [f"{label}/{i}.jpg" for label, count in enumerate(counts) for i in range(count)]
+    if size * len(items) < len(counts):  # scikit-learn refuses: a class would have none
+        return
+    train, valid = TrainTestSplitter(size, seed, stratify=parent_label)(items)
+    assert sorted(train + valid) == list(range(len(items)))
+    for label, count in enumerate(counts):
+        there = sum(parent_label(items[index]) == str(label) for index in valid)
+        assert abs(there - count * len(valid) / len(items)) <= 1
+
+
+def test_classes_that_cannot_be_stratified() -> None:
+    items = ["a/1", "a/2", "b/1"]
+    with pytest.raises(DataError, match=r"class 'b' has one item \(number 2\)"):
+        TrainTestSplitter(0.5, stratify=parent_label)(items)
+    with pytest.raises(DataError, match="2 classes for 3 items"):
+        TrainTestSplitter(0.5, stratify=["a", "b"])(items)
+    with pytest.raises(DataError, match="cannot split 3 items"):
+        TrainTestSplitter(5)(items)
+    torch.manual_seed(3)
+    first = TrainTestSplitter()(range(20))
+    torch.manual_seed(3)
+    assert TrainTestSplitter()(range(20)) == first != TrainTestSplitter()(range(20))

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"errors", "losses", "native", "plots"},
     "loop": {"errors"},
     "callbacks": {"errors", "schedule", "loop", "metrics", "losses", "plots", "run"},
-    "study": {"errors", "schedule", "loop", "callbacks", "metrics", "plots"},
+    "study": {"errors", "schedule", "loop", "callbacks", "metrics", "plots", "run"},
     "run": {"errors"},
     "learner": FLOOR_1 | FLOOR_2 | FLOOR_3 - {"data"},
     "vision": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},

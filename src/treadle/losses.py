@@ -48,6 +48,37 @@ class LabelSmoothingCrossEntropy(CrossEntropyLossFlat):
         super().__init__(axis=axis, label_smoothing=eps, **kwargs)
 
 
+class BCEWithLogitsLossFlat(nn.BCEWithLogitsLoss):
+    """Binary cross entropy of several classes, any number of which may be there at once.
+
+    Takes raw scores (N, ..., C) and as many targets in [0, 1], of any dtype. `thresh` is the
+    probability above which a class counts as there. Keywords are those of
+    `torch.nn.BCEWithLogitsLoss`.
+
+    >>> import torch
+    >>> loss = BCEWithLogitsLossFlat()
+    >>> float(loss(torch.zeros(1, 2), torch.tensor([[0, 1]])))
+    0.6931471824645996
+    >>> loss.decodes(torch.tensor([[-1.0, 2.0]])).tolist()
+    [[False, True]]
+    """
+
+    def __init__(self, thresh: float = 0.5, **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self.thresh = thresh
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target.reshape(input.shape).to(input.dtype))
+
+    def activation(self, out: Tensor) -> Tensor:
+        """Probabilities, same shape as `out`, each class on its own."""
+        return out.sigmoid()
+
+    def decodes(self, out: Tensor) -> Tensor:
+        """Whether each class is there, bool, same shape as `out`."""
+        return out.sigmoid() > self.thresh
+
+
 class MSELossFlat(nn.MSELoss):
     """Mean squared error of two tensors with the same number of elements, flattened."""
 

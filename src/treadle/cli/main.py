@@ -39,6 +39,9 @@ def run(argv: list[str]) -> int:
 def app() -> App:
     """The verbs."""
     from treadle import __version__
+    from treadle.cli.compare import compare
+    from treadle.cli.data import data
+    from treadle.cli.report import report
     from treadle.cli.train import train
 
     verbs = App(
@@ -49,6 +52,9 @@ def app() -> App:
         suppress_keyboard_interrupt=False,  # `run` ends it, in a sentence
     )
     verbs.command(train)
+    verbs.command(compare)
+    verbs.command(data())
+    verbs.command(report)
     return verbs
 
 

@@ -68,7 +68,8 @@ def train(args: TrainSettings = TrainSettings()) -> None:
     `train/CLASS/*` and `valid|val|test/CLASS/*`, or with `CLASS/*` alone, of which a fifth is then
     set aside to validate on.
 
-    The run folder gets `config.json`, `history.csv`, `model.safetensors` and `report.html`.
+    The run folder gets `config.json`, `history.csv`, `model.safetensors`, `record.json` and
+    `report.html`.
     """
     import torch
 
@@ -171,6 +172,7 @@ def load_data(args: TrainSettings) -> DataLoaders:
 def make_learner(args: TrainSettings, dls: DataLoaders) -> Learner:
     """A vision learner for the data."""
     from treadle.metrics import accuracy
+    from treadle.report import ReportCallback
     from treadle.vision import vision_learner
 
     return vision_learner(
@@ -178,6 +180,7 @@ def make_learner(args: TrainSettings, dls: DataLoaders) -> Learner:
         args.arch,
         pretrained=args.pretrained,
         metrics=accuracy,
+        cbs=ReportCallback(),
         opt_func=opt_func(args.opt),
         precision=args.precision,
     )
@@ -233,13 +236,15 @@ def describe(args: TrainSettings, learn: Learner) -> dict[str, object]:
 def write_results(
     folder: Path, learn: Learner, name: str, config: dict[str, object], started: datetime
 ) -> None:
-    """History, weights and report into the run folder."""
+    """History, weights, record and report into the run folder."""
     from treadle.report import collect, write_report
-    from treadle.run import write_history
+    from treadle.run import write_history, write_record
     from treadle.run.weights import save_weights
 
     recorder = learn.recorder
     write_history(folder / "history.csv", recorder.metric_names, recorder.rows)
     save_weights(learn.model, folder / "model.safetensors")
     shown = {key: value for key, value in config.items() if key != "environment"}
-    write_report(collect(learn, name, shown, started), folder / "report.html")
+    record = collect(learn, name, shown, started)
+    write_record(folder, record)
+    write_report(record, folder / "report.html")

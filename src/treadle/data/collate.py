@@ -36,7 +36,7 @@ def stacked(kind: str | None, column: Sequence[Any], samples: Samples) -> torch.
     first = column[0]
     if isinstance(first, Image.Image):
         kind, column = "image", [np.asarray(image) for image in column]
-    if kind in ("image", "mask"):
+    if kind in ("image", "mask") and not isinstance(first, torch.Tensor):
         check_shapes(column, samples)
         stack = np.stack(column)
         if kind == "mask":

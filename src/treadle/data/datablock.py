@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from treadle.data.loaders import DataLoader
 from treadle.data.pipeline import Transforms, listed
 from treadle.data.splitters import RandomSplitter, Splitter
 from treadle.data.summary import print_summary
+from treadle.data.table import as_items
 from treadle.errors import DataError, UsageError
 
 __all__ = ["DataBlock"]
@@ -26,15 +28,31 @@ class DataBlock:
     """How a source becomes items, parts, samples and batches. Nothing is read before it is asked.
 
     - `blocks`: what the elements of a sample are, inputs first; blocks or their classes.
-    - `get_items`: source -> items; None takes the source itself as the list of items.
+    - `get_items`: source -> items; None takes the source itself as the list of items. Items may be
+      a pandas data frame or a `Table`: its rows then, which getters read by `row["label"]`,
+      `row.label` or `ColReader`.
     - `splitter`: items -> (training indices, validation indices); None is `RandomSplitter()`.
     - `get_x`, `get_y`: item -> what the input and the target block encode; a list of functions
       where there are several. Without `get_x` it is the item itself.
     - `item_tfms`: transforms of one image each, run by the workers; `batch_tfms`: transforms of
       batches of float images, run on the device. Plain functions of one argument count as well.
+      Targets that are masks, points or boxes go where the image goes.
     - `n_inp`: how many blocks are inputs; None means all but the last.
 
     The names and their meanings are fastai's.
+
+    >>> import numpy as np
+    >>> from treadle.data import IndexSplitter
+    >>> items = [(np.full((8, 8), index, np.uint8), "ab"[index % 2]) for index in range(10)]
+    >>> plan = DataBlock(
+    ...     blocks=(ImageBlock("L"), CategoryBlock),
+    ...     get_x=lambda item: item[0],
+    ...     get_y=lambda item: item[1],
+    ...     splitter=IndexSplitter([8, 9]),
+    ... )
+    >>> dls = plan.dataloaders(items, bs=4, device="cpu")
+    >>> dls.vocab, [tuple(element.shape) for element in dls.one_batch()]
+    (['a', 'b'], [(4, 1, 8, 8), (4,)])
     """
 
     def __init__(
@@ -72,6 +90,8 @@ class DataBlock:
         the labels do not make a classification problem.
         """
         items = source if self.get_items is None else self.get_items(source)
+        if not isinstance(items, Sized):
+            items = list(_iterable(items))
         if len(items) == 0:
             raise DataError(f"There are no items in {source}; expected at least one to train on.")
         parts = self._split(items)
@@ -93,18 +113,21 @@ class DataBlock:
         source: Any,
         bs: int = 64,
         *,
+        val_bs: int | None = None,
         path: str | os.PathLike[str] | None = None,
         num_workers: int | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
         shuffle_train: bool = True,
         drop_last: bool = True,
+        cache: str | None = "auto",
+        on_error: str = "raise",
     ) -> DataLoaders:
         """The loaders of `source`: training augmented, shuffled and without a last smaller batch.
 
-        `path` is where a learner saves (None: the working folder). The other arguments are those of
-        `DataLoader`; `shuffle_train` and `drop_last` are for the training loader. Both loaders have
-        the same seed.
+        `path` is where a learner saves (None: the working folder). `val_bs` is the batch size of
+        validation, None means `bs`. The other arguments are those of `DataLoader`; `shuffle_train`
+        and `drop_last` are for the training loader. Both loaders have the same seed.
         """
         parts = self.datasets(source)
         train = DataLoader(
@@ -118,8 +141,12 @@ class DataBlock:
             num_workers=num_workers,
             seed=seed,
             device=device,
+            cache=cache,
+            on_error=on_error,
         )
-        return DataLoaders(train, train.over(parts.valid), path="." if path is None else path)
+        return DataLoaders(
+            train, train.over(parts.valid, val_bs), path="." if path is None else path
+        )
 
     def summary(self, source: Any, bs: int = 4) -> None:
         """Print what every stage makes of one item and one batch of `source`, on the CPU.
@@ -129,7 +156,7 @@ class DataBlock:
         """
         print_summary(self, source, bs)
 
-    def _split(self, items: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def _split(self, items: Any) -> tuple[list[Any], list[Any]]:
         train, valid = self.splitter(items)
         for index in (*train, *valid):
             if not 0 <= index < len(items):
@@ -139,7 +166,24 @@ class DataBlock:
                 )
         if len(train) == 0:
             raise DataError(f"The splitter left none of {len(items)} items to train on.")
+        items = as_items(items)
+        shared = sorted({*train} & {*valid})
+        if shared:
+            warnings.warn(
+                f"{len(shared)} of {len(items)} items are in both parts, for example "
+                f"{items[shared[0]]}: validation will look better than it is.",
+                stacklevel=4,
+            )
         return [items[i] for i in train], [items[i] for i in valid]
+
+
+def _iterable(items: Any) -> Iterable[Any]:
+    if isinstance(items, Iterable):
+        return items
+    raise UsageError(
+        f"DataBlock got {items!r} for its items; expected a list of them, or get_items=, the "
+        "function that makes one of it."
+    )
 
 
 def _itself(item: Any) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
+from treadle.data.adapt import Names, adapt, as_dataset, own_options
+from treadle.data.batches import Batches
 from treadle.data.datasets import Dataset
 from treadle.data.loaders import DataLoader, default_device
 from treadle.data.show import show_batch, show_results
@@ -23,26 +26,66 @@ __all__ = ["DataLoaders"]
 class DataLoaders:
     """The training loader, the validation loader, and what is known of their data.
 
-    The loaders may be any iterables of batches, those of `torch.utils.data` included; what only
-    Treadle's know (`vocab`, `c`, `test_dl`, `show_batch`) is then missing. `path` is where a
-    learner puts what it saves. `device` is where batches go: None means the first loader's own, or
-    `default_device()`. It is set on the loaders of Treadle; others keep handing out what they do.
+    Each of `loaders`, the training loader first, may be a loader or a list of batches, a data set
+    (of PyTorch, Hugging Face or Treadle: `bs` samples make a batch, those of the first are
+    shuffled), or anything else that `adapt` takes. What only Treadle's loaders know (`vocab`, `c`,
+    `test_dl`, `show_batch`) is missing where they are none. Where samples or batches are dicts,
+    `inputs` and `targets` name the columns. `path` is where a learner puts what it saves. `device`
+    is where batches go: None means the first loader's own, or `default_device()`.
     """
 
     def __init__(
         self,
-        *loaders: Iterable[Any],
+        *loaders: Any,
+        bs: int = 64,
+        inputs: Names = None,
+        targets: Names = None,
         path: str | os.PathLike[str] = ".",
         device: torch.device | str | None = None,
     ) -> None:
         if not loaders:
             raise UsageError("DataLoaders() got no loader; expected a training loader at least.")
-        self.loaders: list[Any] = list(loaders)
-        self.path = Path(path)
         own = getattr(loaders[0], "device", None)
         self.device = own if isinstance(own, torch.device) else default_device()
+        self.loaders: list[Any] = [
+            adapt(loader, bs, train=place == 0, inputs=inputs, targets=targets, device=self.device)
+            for place, loader in enumerate(loaders)
+        ]
+        self.path = Path(path)
         if device is not None:
             self.to(device)
+
+    @classmethod
+    def from_dsets(
+        cls,
+        *datasets: Any,
+        bs: int = 64,
+        inputs: Names = None,
+        targets: Names = None,
+        path: str | os.PathLike[str] = ".",
+        device: torch.device | str | None = None,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        **options: Any,
+    ) -> DataLoaders:
+        """Loaders of data sets that have a length, training first.
+
+        `shuffle`, `drop_last` and those of `options` that are about order and augmentation
+        (`sampler`, `augment`) are for the training loader; the others, those of `DataLoader`, hold
+        for all.
+
+        >>> x = torch.arange(6.0)[:, None]
+        >>> data = torch.utils.data.TensorDataset(x, 2 * x)
+        >>> dls = DataLoaders.from_dsets(data, data, bs=4, device="cpu")
+        >>> len(dls.train), len(dls.valid), dls.valid.one_batch()[1].flatten().tolist()
+        (1, 2, [0.0, 2.0, 4.0, 6.0])
+        """
+        if not datasets:
+            raise UsageError("from_dsets() got no data set; expected one to train on at least.")
+        options = own_options(datasets[0]) | options
+        first, *others = (as_dataset(dataset, inputs, targets) for dataset in datasets)
+        train = DataLoader(first, bs, shuffle, drop_last, device=device, **options)
+        return cls(train, *(train.over(other) for other in others), path=path, device=device)
 
     @property
     def train(self) -> Any:
@@ -81,7 +124,8 @@ class DataLoaders:
 
     @property
     def vocab(self) -> list[Any]:
-        """The classes, in the order of their indices. AttributeError where there are none."""
+        """The classes, in the order of their indices; a list of such lists where several targets
+        have classes. AttributeError where there are none."""
         vocab: list[Any] | None = getattr(self._dataset, "vocab", None)
         if vocab is None:
             raise AttributeError(
@@ -91,13 +135,25 @@ class DataLoaders:
 
     @property
     def c(self) -> int:
-        """How many classes there are. AttributeError where there are none."""
-        return len(self.vocab)
+        """How many numbers a model gives for a sample (or for a pixel of a mask): the number of
+        classes, or of values. AttributeError where that is not known."""
+        dataset = self._dataset
+        c: int | None = getattr(dataset, "n_out", None)
+        classes = getattr(dataset, "vocab", None)
+        if c is None and not isinstance(dataset, Dataset) and classes is not None:
+            c = len(classes)
+        if c is None:
+            raise AttributeError(
+                "These DataLoaders do not say how many numbers a model should give: there is no "
+                "target, several, or one of unknown size."
+            )
+        return c
 
     @property
     def n_inp(self) -> int:
         """How many elements of a batch are inputs; the others are targets."""
-        return getattr(self._dataset, "n_inp", 1)
+        known = (getattr(holder, "n_inp", None) for holder in (self.train, self._dataset))
+        return next((n_inp for n_inp in known if n_inp is not None), 1)
 
     @property
     def loss_func(self) -> Callable[..., Any] | None:
@@ -113,13 +169,14 @@ class DataLoaders:
         return self
 
     def one_batch(self) -> Any:
-        """A batch of the training loader; Treadle's loaders are not advanced by it."""
-        if isinstance(self.train, DataLoader):
+        """A batch of the training loader, which is not advanced by it."""
+        if isinstance(self.train, DataLoader | Batches):
             return self.train.one_batch()
         return next(iter(self.train))
 
-    def test_dl(self, items: Sequence[Any], with_labels: bool = False, bs: int = 0) -> DataLoader:
-        """A loader of other items, treated as validation items are, in their order.
+    def test_dl(self, items: Any, with_labels: bool = False, bs: int = 0) -> DataLoader:
+        """A loader of other items, treated as validation items are, in their order: paths, images,
+        uint8 arrays, rows of a table, or a data frame; what the getters take.
 
         Without labels its batches are `(x,)`. `bs` is that of the validation loader unless given.
         """
@@ -127,7 +184,24 @@ class DataLoaders:
         dataset = self._dataset
         if not isinstance(dataset, Dataset):
             raise UsageError("test_dl needs loaders made by DataBlock.dataloaders().")
+        if isinstance(items, str | os.PathLike | Image.Image):
+            raise UsageError(f"test_dl({items!r}): expected a list of items; give [item] for one.")
         return like.over(dataset.of(items, with_labels), bs or None)
+
+    def decode_target(self, answer: Any) -> Any:
+        """One answer of the model as a person knows it: the name of a class, the names of all that
+        are there, a number. `answer` is as a loss's `decodes` gives it, without the batch axis."""
+        dataset = self._dataset
+        if isinstance(dataset, Dataset):
+            return dataset.targets[0].decode(answer) if len(dataset.targets) == 1 else answer
+        vocab = getattr(dataset, "vocab", None)
+        return answer if vocab is None else vocab[int(answer)]
+
+    def summary(self) -> None:
+        """Print what the next sample and the next batch of training are after each stage."""
+        from treadle.data.summary import print_walk
+
+        print_walk(self._ours("summary", self.train))
 
     def show_batch(self, max_n: int = 9) -> Figure:
         """A figure of up to `max_n` training images with their labels, as the model gets them."""

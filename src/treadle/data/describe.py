@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["describe", "name_of"]
+__all__ = ["describe", "name_of", "shortened"]
 
 
 def describe(value: Any) -> str:
@@ -27,7 +27,9 @@ def describe(value: Any) -> str:
         return f"Tensor {tuple(value.shape)} {dtype}{_range(np.asarray(numbers))} on {value.device}"
     if isinstance(value, np.ndarray):
         return f"ndarray {value.shape} {value.dtype}{_range(value)}"
-    return f"{type(value).__name__} {value!s}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}: {shortened(value)}"
+    return f"{type(value).__name__} {shortened(value)}"
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -36,9 +38,28 @@ def name_of(function: Callable[..., Any]) -> str:
     return str(name) if name is not None else repr(function)
 
 
+def shortened(value: Any, most: int = 10) -> str:
+    """`value` as text on one line: of a long list, the first `most` members and the last.
+
+    >>> shortened(["a", "b", "c", "d"], most=2)
+    'a, b, ... d'
+    """
+    if isinstance(value, list | tuple | set | frozenset):
+        members = list(map(str, value))
+        if len(members) > most:
+            members = [*members[:most], f"... {members[-1]}"]
+        return ", ".join(members) or "(none)"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _range(array: np.ndarray[Any, Any]) -> str:
     if array.size == 0 or array.dtype.kind not in "iufb":
         return ""
+    if array.dtype.kind == "f":
+        array = array[~np.isnan(array)]  # NaN: places of which nothing is left
+        if array.size == 0:
+            return ", all NaN"
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":
         return f" in {float(low):.3g}..{float(high):.3g}"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treadle.data.buffers import Buffers
 from treadle.data.sampling import Sampling, halvings_of
 from treadle.native import Kernel, NoCompiler, build
 
@@ -83,11 +84,13 @@ class Pass:
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __call__(self, pictures: Sequence[Pixels], kernel: Kernel, threads: int) -> torch.Tensor:
-        """The batch of `pictures`, all of one shape: float32 (B, C, *size)."""
+    def __call__(
+        self, pictures: Sequence[Pixels], kernel: Kernel, threads: int, buffers: Buffers
+    ) -> torch.Tensor:
+        """The batch of `pictures`, all of one shape: float32 (B, C, *size), from `buffers`."""
         shape, n = pictures[0].shape, len(pictures)
         channels = shape[2] if len(shape) == 3 else 1
-        out = torch.empty(n, channels, *self.size)
+        out = buffers.take(n, channels, *self.size)
         table = np.zeros(n, _PICTURE)
         table["pixels"] = [picture.__array_interface__["data"][0] for picture in pictures]
         table["row"] = [picture.strides[0] for picture in pictures]

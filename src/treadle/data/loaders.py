@@ -95,7 +95,7 @@ class DataLoader:
         self.epoch = 0
         self.indices: NDArray[np.int64] = np.empty(0, np.int64)
         self.reader = Reader(dataset, resize_of(self.item_tfms), cache, on_error == "skip")
-        self.maker = Maker(self.reader, self.item_tfms, self.batch_tfms)
+        self.maker = Maker(self.reader, self.item_tfms, self.batch_tfms, self.num_workers)
         self._start = 0  # the batch that the next `iter` begins with
         self._under_way: tuple[int, int] | None = None  # epoch, batches handed out
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treadle.data.buffers import Buffers
 from treadle.data.cache import DeviceCache
 from treadle.data.collate import check_shapes, collate, stacked
 from treadle.data.draws import Draws
@@ -24,6 +25,7 @@ from treadle.data.samples import ItemStage, Placed, Samples
 from treadle.data.samples import through as through_items
 from treadle.data.stages import BatchStage, Elements, FirstPass
 from treadle.data.stages import through as through_batch
+from treadle.errors import UsageError
 
 __all__ = ["Maker", "Task"]
 
@@ -54,15 +56,21 @@ class Made:
 
 
 class Maker:
-    """Makes batches of what `reader` reads."""
+    """Makes batches of what `reader` reads, for `workers` threads and a caller."""
 
     def __init__(
-        self, reader: Reader, item_tfms: Sequence[Transform], batch_tfms: Sequence[Transform]
+        self,
+        reader: Reader,
+        item_tfms: Sequence[Transform],
+        batch_tfms: Sequence[Transform],
+        workers: int = 0,
     ) -> None:
         self.reader = reader
         self.items: list[ItemStage] = item_stages(item_tfms)
         self.stages: list[BatchStage] = batch_stages(batch_tfms)
         self.first = FirstPass(self.stages) if compiled() is not None else None
+        # those that wait at the workers, the one under way, and the one that the caller has
+        self.buffers = Buffers(most=2 * workers + 2)
         self.resident: DeviceCache | None = None
         self._stays = False  # in the host's memory, and it has been said why
 
@@ -103,6 +111,8 @@ class Maker:
         inputs = [place for place in range(samples.n_inp) if kinds[place] == "image"]
         if kernel is None or self.first is None or 0 not in inputs:
             return None
+        if not all(isinstance(columns[place][0], np.ndarray) for place in inputs):
+            return None  # an item transform made floats
         for place in inputs:
             check_shapes(columns[place], samples)
         before = columns[0][0].shape[:2]
@@ -112,7 +122,7 @@ class Maker:
         elements = []
         for place, (kind, column) in enumerate(zip(kinds, columns, strict=True)):
             if place in inputs:
-                elements.append(done(column, kernel, threads))
+                elements.append(done(column, kernel, threads, self.buffers))
                 continue
             element = stacked(kind, column, samples)
             element = element.float().div_(255) if kind == "image" else element
@@ -134,7 +144,11 @@ class Maker:
             )
             self._stays = True
         elif self.reader.complete:
-            self.resident = DeviceCache(self.reader.caches[0], device)
+            try:
+                self.resident = DeviceCache(self.reader.caches[0], device)
+            except UsageError:
+                if self.reader.complete:  # else the disk's pictures were damaged: read them anew
+                    raise
 
     def _cut(self, resident: DeviceCache, samples: Samples, draws: Draws | None) -> Made:
         """The samples, their pictures to be cut out on the device."""

@@ -237,17 +237,17 @@ def _members(labels: Iterable[Hashable]) -> list[Indices]:
 
 def _labels_of(dataset: Any) -> Sequence[Any]:
     if isinstance(dataset, Dataset):
-        targets = range(dataset.n_inp, len(dataset.blocks))
-        for place in targets:
+        for place in range(dataset.n_inp, len(dataset.blocks)):
             if dataset.blocks[place].vocab is not None:
                 return [dataset.value(index, place) for index in range(len(dataset))]
-    found: Sequence[Any] | None = getattr(dataset, "targets", None)
-    if found is None:
-        raise DataError(
-            f"Balanced() finds no classes in a {type(dataset).__name__}: it has neither a category "
-            "target nor `targets`; give labels=, the class of each sample."
-        )
-    return found
+    else:
+        found: Sequence[Any] | None = getattr(dataset, "targets", None)
+        if found is not None:
+            return found
+    raise DataError(
+        f"Balanced() finds no classes in a {type(dataset).__name__}: it has neither a category "
+        "target nor `targets`; give labels=, the class of each sample."
+    )
 
 
 def _turns(members: Indices, seed: int, start: int, count: int, n: int) -> Indices:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from treadle.data.addressed import other_source
+from treadle.data.describe import name_of
 from treadle.data.foreign import Foreign, is_foreign
 from treadle.data.geometry import Geometric
 from treadle.data.lighting import Lighting
@@ -103,10 +105,22 @@ def _streams(where: str, transforms: Iterable[Transform], misplaced: type) -> li
                 f"{transform!r} was given in {argument}; expected a transform or a function of one "
                 "argument (an instance, not its class)."
             )
-        kind = type(transform).__name__
+        kind = type(transform.transform if known else transform).__name__
+        if not known and not isinstance(transform, ItemTransform | BatchTransform):
+            _check_source(transform, argument)
         named.append((transform, f"{where}/{kind}/{seen[kind]}"))
         seen[kind] += 1
     return named
+
+
+def _check_source(function: Transform, argument: str) -> None:
+    """Refuse a function whose random numbers have no address: an epoch could not be repeated."""
+    if (source := other_source(function)) is not None:
+        raise UsageError(
+            f"{name_of(function)} in {argument} draws from {source}, which all threads share: its "
+            "numbers would depend on the workers. Draw from torch, or write a subclass of "
+            "ItemTransform or BatchTransform that uses the `draws` it is handed."
+        )
 
 
 def _check_order(transforms: Sequence[Transform]) -> None:

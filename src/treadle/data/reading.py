@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from threading import Event, Lock
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from treadle import __version__
 from treadle.data.blocks import PixelBlock
 from treadle.data.cache import PixelCache, fill, open_cache
 from treadle.data.datasets import Dataset
@@ -233,7 +236,14 @@ class Reader:
         if not self._opened:
             self._open()
         for place, cache in self.caches.items():
-            fill(cache, partial(self._decoded, place), workers)
+            fill(cache, partial(self._decoded_or_skipped, place), workers)
+
+    def _decoded_or_skipped(self, place: int, index: int) -> tuple[Any, tuple[int, int]] | None:
+        try:
+            return self._decoded(place, index)
+        except Exception as error:
+            self._failed(index, error)
+            return None
 
     def _open(self) -> None:
         with self._lock:
@@ -248,12 +258,14 @@ class Reader:
             if not isinstance(block, PixelBlock):
                 self._known[place] = [_UNKNOWN] * n
                 continue
-            files = [self.dataset.value(index, place) for index in range(n)]
-            if all(isinstance(file, str | os.PathLike) for file in files):
-                recipe = f"{block!r} {self.resize!r}"
-                opened = open_cache(self.cache, n, files, recipe, self._expected(place))
-                if opened is not None:
-                    self.caches[place] = opened
+            values = [self.dataset.value(index, place) for index in range(n)]
+            are_files = all(isinstance(value, str | os.PathLike) for value in values)
+            if not are_files and self.resize is None:
+                continue  # they are in memory as they are
+            files, recipe = values if are_files else None, f"{block!r} {self.resize!r} {_made_by()}"
+            opened = open_cache(self.cache, n, files, recipe, self._expected(place))
+            if opened is not None:
+                self.caches[place] = opened
 
     def _expected(self, place: int) -> int:
         """About how many bytes the pictures of an element take."""
@@ -273,6 +285,13 @@ class Reader:
 
 
 _UNKNOWN = object()
+
+
+@functools.cache
+def _made_by() -> str:
+    """What else the pixels of a file depend on; another version may decode them otherwise."""
+    others = " ".join(f"{name} {version(name)}" for name in ("pillow", "simplejpeg"))
+    return f"treadle {__version__} {others}"
 
 
 def _spread(n: int, count: int) -> Iterable[int]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from treadle.data.addressed import addressed
 from treadle.data.describe import describe, name_of
 from treadle.data.draws import Draws
 from treadle.data.foreign import Foreign
@@ -137,12 +138,12 @@ class Each(ItemStage):
             column = samples.columns[place]
             image = samples.kinds[place] == "image"
             made = [
-                self._one(Image.fromarray(value) if image else value, own, at, samples)
+                self._one(_as_picture(value) if image else value, own, at, samples)
                 for at, value in enumerate(column)
             ]
             if image:
                 made = [_as_pixels(value) for value in made]
-                if made and not _are_pixels(made[0]):
+                if not _is_image(made[0]):
                     samples.kinds[place] = None
             samples.columns[place] = made
         samples.frames = _frames_now(samples)
@@ -151,7 +152,8 @@ class Each(ItemStage):
         try:
             if isinstance(self.transform, ItemTransform):
                 return self.transform(value, draws and draws.at(at))
-            return self.transform(value)
+            with addressed(draws and draws.at(at)):  # what a function of the user's draws
+                return self.transform(value)
         except Exception as error:
             raise failed(self, samples, at, value, error) from error
 
@@ -164,21 +166,17 @@ class Joint(ItemStage):
     def run(self, samples: Samples, draws: Draws | None) -> None:
         own = self.draws(draws)
         rows = list(zip(*samples.columns, strict=True))
-        made, frames = [], []
+        made = []
         for at, row in enumerate(rows):
             frame: list[Any] = [samples.frames[at] if samples.frames else None] * len(row)
             try:
-                elements, after = self.transform.run_item(
+                elements, _ = self.transform.run_item(
                     list(row), samples.kinds, frame, own and own.at(at)
                 )
             except Exception as error:
                 raise failed(self, samples, at, row[0], error) from error
             made.append(elements)
-            frames.append(after)
         samples.columns = [list(column) for column in zip(*made, strict=True)]
-        for place, column in enumerate(samples.columns):
-            if isinstance(column[0], torch.Tensor) and samples.kinds[place] == "image":
-                samples.kinds[place] = None  # floats: nothing of ours follows before the batch
         samples.frames = _frames_now(samples)
 
 
@@ -206,7 +204,14 @@ def _as_pixels(value: Any) -> Any:
     return value
 
 
-def _are_pixels(value: Any) -> bool:
+def _as_picture(value: Any) -> Any:
+    return Image.fromarray(value) if isinstance(value, np.ndarray) else value
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a value is uint8 pixels, or a tensor (C, H, W), as images are."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 3
     right = isinstance(value, np.ndarray) and value.dtype == np.uint8
     return right and (value.ndim == 2 or (value.ndim == 3 and value.shape[2] == 3))
 
@@ -214,5 +219,11 @@ def _are_pixels(value: Any) -> bool:
 def _frames_now(samples: Samples) -> list[tuple[int, int]]:
     for kind, column in zip(samples.kinds, samples.columns, strict=True):
         if kind in PIXELS:
-            return [tuple(value.shape[:2]) for value in column]
+            return [frame_of(value) for value in column]
     return samples.frames
+
+
+def frame_of(value: Any) -> tuple[int, int]:
+    """(height, width) of pixels (H, W, 3) or (H, W), or of a tensor (C, H, W)."""
+    shape = value.shape[-2:] if isinstance(value, torch.Tensor) else value.shape[:2]
+    return int(shape[0]), int(shape[1])

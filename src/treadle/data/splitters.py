@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from treadle.data.blocks.base import is_missing
+from treadle.data.getters import ColReader
+from treadle.data.table import Column, Table, as_items
 from treadle.errors import DataError, UsageError
 
-__all__ = ["GrandparentSplitter", "RandomSplitter", "Splitter"]
+__all__ = [
+    "ColSplitter",
+    "FileSplitter",
+    "FuncSplitter",
+    "GrandparentSplitter",
+    "IndexSplitter",
+    "MaskSplitter",
+    "RandomSplitter",
+    "Splitter",
+    "TrainTestSplitter",
+]
 
 Splitter = Callable[[Sequence[Any]], tuple[Sequence[int], Sequence[int]]]
 """What `DataBlock(splitter=)` takes: items -> (training indices, validation indices)."""
@@ -29,7 +45,8 @@ def GrandparentSplitter(
     """
 
     def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
-        names = [Path(item).parent.parent.name for item in items]
+        folders = (os.path.dirname(os.path.dirname(os.fspath(item))) for item in items)  # noqa: PTH120  (as in parent_label)
+        names = [os.path.basename(folder) for folder in folders]  # noqa: PTH119
         parts = []
         for argument, wanted in (("train_name", train_name), ("valid_name", valid_name)):
             accepted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
@@ -68,3 +85,199 @@ def RandomSplitter(valid_pct: float = 0.2, seed: int | None = None) -> Splitter:
         return order[cut:], order[:cut]
 
     return split
+
+
+def TrainTestSplitter(
+    test_size: float = 0.2,
+    random_state: int | None = None,
+    stratify: Sequence[Hashable] | Callable[[Any], Hashable] | None = None,
+    train_size: float | None = None,
+    shuffle: bool = True,
+) -> Splitter:
+    """Split by scikit-learn's `train_test_split`, whose arguments these are.
+
+    `stratify` gives each class the same share of both parts: a function item -> class (such as
+    `parent_label`), or the classes of the items in their order. Without a `random_state` it is
+    drawn from torch's global generator.
+
+    The splitter raises `DataError` where a class has fewer than two items (it names the class), or
+    where scikit-learn refuses.
+
+    >>> from treadle.data import parent_label
+    >>> items = ["a/1", "a/2", "b/1", "b/2"]
+    >>> train, valid = TrainTestSplitter(0.5, random_state=0, stratify=parent_label)(items)
+    >>> sorted(parent_label(items[index]) for index in valid)
+    ['a', 'b']
+    """
+
+    def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        from sklearn.model_selection import train_test_split
+
+        classes = _classes_of(items, stratify)
+        seed = random_state
+        if shuffle and seed is None:
+            seed = int(torch.randint(2**32, ()).item())
+        try:
+            train, valid = train_test_split(
+                np.arange(len(items)),
+                test_size=test_size,
+                train_size=train_size,
+                random_state=seed if shuffle else None,
+                shuffle=shuffle,
+                stratify=classes,
+            )
+        except ValueError as error:
+            raise DataError(
+                f"TrainTestSplitter(test_size={test_size}, train_size={train_size}) cannot split "
+                f"{len(items)} items: {error}"
+            ) from error
+        return train.tolist(), valid.tolist()
+
+    return split
+
+
+def _classes_of(
+    items: Sequence[Any], stratify: Sequence[Hashable] | Callable[[Any], Hashable] | None
+) -> list[int] | None:
+    """The classes of the items as numbers, so that those of several types are all right."""
+    if stratify is None:
+        return None
+    labels = [stratify(item) for item in as_items(items)] if callable(stratify) else list(stratify)
+    if len(labels) != len(items):
+        raise DataError(
+            f"TrainTestSplitter(stratify=...) got {len(labels)} classes for {len(items)} items; "
+            "expected one for each, or a function of an item."
+        )
+    for label, count in Counter(labels).items():
+        if count < 2:
+            raise DataError(
+                f"The class {label!r} has one item (number {labels.index(label)}), which cannot "
+                "be in both parts. Add another, leave it out, or split without stratify."
+            )
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return [numbers[label] for label in labels]
+
+
+def IndexSplitter(valid_idx: int | Iterable[int]) -> Splitter:
+    """Validate on the items at the places `valid_idx`, train on the others.
+
+    >>> IndexSplitter([1, -1])("abcd")
+    ([0, 2], [1, 3])
+    """
+    wanted = [valid_idx] if isinstance(valid_idx, int) else [int(index) for index in valid_idx]
+
+    def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        valid = np.zeros(len(items), bool)
+        for index in wanted:
+            if not -len(items) <= index < len(items):
+                raise DataError(
+                    f"IndexSplitter got the index {index}; there are {len(items)} items, expected "
+                    f"0 to {len(items) - 1}."
+                )
+            valid[index] = True
+        return _parts(valid)
+
+    return split
+
+
+def MaskSplitter(mask: Sequence[bool]) -> Splitter:
+    """Validate on the items for which `mask` is true, train on the others.
+
+    >>> MaskSplitter([False, True, False])("abc")
+    ([0, 2], [1])
+    """
+
+    def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        if len(mask) != len(items):
+            raise DataError(
+                f"MaskSplitter got a mask of {len(mask)} values for {len(items)} items; expected "
+                "one for each."
+            )
+        return _parts([bool(value) for value in mask])
+
+    return split
+
+
+def FuncSplitter(func: Callable[[Any], Any]) -> Splitter:
+    """Validate on the items for which `func(item)` is true, train on the others.
+
+    >>> FuncSplitter(str.isupper)(["a", "B", "c"])
+    ([0, 2], [1])
+    """
+
+    def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        return _parts([bool(func(item)) for item in as_items(items)])
+
+    return split
+
+
+def FileSplitter(fname: str | os.PathLike[str]) -> Splitter:
+    """Validate on the files whose names stand in the text file `fname`, one a line.
+
+    Only names count, not the folders before them. The splitter raises `DataError` where the file
+    cannot be read, and for names that none of the items has.
+    """
+
+    def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        try:
+            text = Path(fname).read_text("utf-8-sig")
+        except OSError as error:
+            raise DataError(f"The list {fname} cannot be read ({error.strerror}).") from error
+        except UnicodeError as error:
+            raise DataError(f"The list {fname} is not UTF-8 ({error}).") from error
+        listed = {Path(line.strip()).name for line in text.splitlines() if line.strip()}
+        names = [Path(item).name for item in items]
+        unknown = sorted(listed.difference(names))
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} of {len(listed)} names in {fname} are of no item, for example "
+                f"{unknown[0]!r}. Mend the list or give the folder that holds these files."
+            )
+        return _parts([name in listed for name in names])
+
+    return split
+
+
+def ColSplitter(col: Column = "is_valid", on: Any = None) -> Splitter:
+    """Validate on the rows whose column `col` is true, or `on`, or one of `on` if that is a list.
+
+    The items are a data frame or rows, as for `ColReader`. As true or false count booleans, 1 and
+    0, and the words true, false, yes and no in any case.
+
+    >>> ColSplitter("part", on="dev")([{"part": "train"}, {"part": "dev"}])
+    ([0], [1])
+    """
+
+    def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        rows = as_items(items)
+        cells = rows.column(col) if isinstance(rows, Table) else [*map(ColReader(col), rows)]
+        if on is None:
+            return _parts([_truth(col, cell, index) for index, cell in enumerate(cells)])
+        accepted = list(on) if isinstance(on, list | tuple | set | frozenset) else [on]
+        valid = [cell in accepted for cell in cells]
+        if not any(valid):
+            found = ", ".join(repr(cell) for cell in list(dict.fromkeys(cells))[:10])
+            raise DataError(
+                f"ColSplitter({col!r}, on={on!r}): no row has it; the column holds {found}."
+            )
+        return _parts(valid)
+
+    return split
+
+
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _truth(col: Column, cell: Any, index: int) -> bool:
+    truth = None if is_missing(cell) else _TRUTHS.get(str(cell).lower().removesuffix(".0"))
+    if truth is None:
+        raise DataError(
+            f"The column {col!r} holds {cell!r} in row {index}, which is neither true nor false. "
+            f"ColSplitter({col!r}, on={cell!r}) validates on the rows that hold it."
+        )
+    return truth
+
+
+def _parts(valid: Sequence[bool] | np.ndarray[Any, Any]) -> tuple[list[int], list[int]]:
+    mask = np.asarray(valid, bool)
+    return np.flatnonzero(~mask).tolist(), np.flatnonzero(mask).tolist()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from treadle.data.addressed import addressed
 from treadle.data.describe import describe, name_of
 from treadle.data.draws import Draws
 from treadle.data.foreign import Foreign
@@ -70,7 +71,9 @@ class Single(BatchStage):
     def run(self, x: torch.Tensor, draws: Draws | None) -> torch.Tensor:
         if isinstance(self.transform, BatchTransform):
             return self.transform(x, draws and draws.named(self.stream))
-        made: torch.Tensor = self.transform(x)
+        # what a function of the user's draws for a batch, it draws at its first sample's address
+        with addressed(draws and draws.named(self.stream).at(0)):
+            made: torch.Tensor = self.transform(x)
         return made
 
 

@@ -3,74 +3,94 @@
 The SVG fills its box whatever the width, with strokes of constant thickness; ticks and labels
 are HTML text, placed in per cent. So a chart is as readable on a phone as on a wide screen, and
 colours and fonts are the page's own, in light and dark.
+
+Beside the picture stand the numbers: as JSON, from which `chart.js` shows values, zooms and hides
+curves, and as a table, for who does not see the picture. Without its script a chart is whole.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from treadle.report.text import esc, general
-
-Floats = NDArray[np.float64]
+from treadle.report.axis import Floats, Scale, ticks, x_scale, y_scale
+from treadle.report.text import clean, esc, general
 
 MAX_POINTS = 2000
+MAX_DETAIL = 6000  # points of a curve that a zoom can show
 MAX_DOTS = 60
+MAX_ROWS = 11
 _SIDE = 1000  # of the SVG's own coordinates, which start at the top left
-_TOP_HEAVY = 20  # how far above the median the peak may be before the axis is logarithmic
+_PLACES = {"updates": "update {}", "seconds": "{} s"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `kind` is its CSS class (raw, train, valid or metric)."""
+    """One curve. `kind` is its CSS class: raw, train, valid or metric, or c0, c1, ... in a chart
+    of many. `low` and `high` are the edges of a band around it, if it has one."""
 
     kind: str
     label: str
     xs: Sequence[float]
     ys: Sequence[float]
     dots: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """Places numbers on an axis: 0 at its start, 1 at its end."""
+class _Curve:
+    """A line as it is drawn: `xs`, `ys`, `low` and `high` in the numbers of the data, thinned."""
 
-    lo: float
-    hi: float
-    log: bool = False
+    line: Line
+    dots: bool
+    xs: Floats
+    ys: Floats
+    low: Floats
+    high: Floats
 
-    def __call__(self, values: Floats) -> Floats:
-        if self.log:
-            return (np.log10(values) - math.log10(self.lo)) / math.log10(self.hi / self.lo)
-        return (values - self.lo) / (self.hi - self.lo)
+    @classmethod
+    def of(cls, line: Line, limit: int) -> _Curve:
+        xs, ys, low, high = (
+            np.asarray(values, np.float64) for values in (line.xs, line.ys, line.low, line.high)
+        )
+        kept = thinned(ys, limit)
+        low, high = (edge[kept] if len(edge) else edge for edge in (low, high))
+        return cls(line, line.dots and len(xs) <= MAX_DOTS, xs[kept], ys[kept], low, high)
 
 
 def thin(xs: Floats, ys: Floats, limit: int = MAX_POINTS) -> tuple[Floats, Floats]:
-    """At most `limit` points that look like all of them.
-
-    The series is cut into buckets; each keeps its lowest and its highest point, so that a spike
-    of a single update survives, and one that is not finite, so that a gap does.
+    """At most `limit` points that look like all of them; see `thinned`.
 
     >>> xs, ys = thin(np.arange(9000.0), np.eye(1, 9000, 4321)[0], limit=300)
     >>> len(xs) <= 300, ys.max()
     (True, np.float64(1.0))
     """
-    if len(xs) <= limit:
-        return xs, ys
-    keep = {0, len(xs) - 1}
-    for bucket in np.array_split(np.arange(len(xs)), max((limit - 2) // 3, 1)):
+    kept = thinned(ys, limit)
+    return xs[kept], ys[kept]
+
+
+def thinned(ys: Floats, limit: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Which of the points to keep, at most `limit`.
+
+    The series is cut into buckets; each keeps its lowest and its highest point, so that a spike
+    of a single update survives, and one that is not finite, so that a gap does.
+    """
+    if len(ys) <= limit:
+        return np.arange(len(ys))
+    keep = {0, len(ys) - 1}
+    for bucket in np.array_split(np.arange(len(ys)), max((limit - 2) // 3, 1)):
         finite = np.isfinite(ys[bucket])
         if not finite.all():
             keep.add(int(bucket[np.argmin(finite)]))
         if finite.any():
             real = bucket[finite]
             keep.update((int(real[ys[real].argmin()]), int(real[ys[real].argmax()])))
-    kept = np.array(sorted(keep))
-    return xs[kept], ys[kept]
+    return np.array(sorted(keep))
 
 
 def chart(
@@ -84,128 +104,173 @@ def chart(
     """A figure with its title (if any), its legend if there are several curves, and its axes.
 
     `description` is read out in place of the picture; `marks` are places on the x axis that get
-    a faint vertical line, and `n_ticks` is about how many numbers the y axis gets.
+    a faint vertical line, and `n_ticks` is about how many numbers an axis gets.
     """
-    curves = [
-        (line, *thin(np.asarray(line.xs, np.float64), np.asarray(line.ys, np.float64)))
-        for line in lines
-        if len(line.xs)
-    ]
-    x = _x_scale(np.concatenate([xs for _, xs, _ in curves]))
-    y = _y_scale(np.concatenate([ys for _, _, ys in curves]))
-    x_ticks = _ticks(x, 6, whole=True)
-    y_ticks = _ticks(y, n_ticks)
+    drawn = [line for line in lines if len(line.xs)]
+    detail = [_Curve.of(line, MAX_DETAIL) for line in drawn]
+    curves = [_Curve.of(line, MAX_POINTS) for line in drawn]
+    x = x_scale(np.concatenate([curve.xs for curve in curves]))
+    y = y_scale(np.concatenate([v for curve in curves for v in (curve.ys, curve.low, curve.high)]))
+    whole = all((curve.xs == np.round(curve.xs)).all() for curve in curves)
+    x_ticks, y_ticks = ticks(x, n_ticks, whole=whole), ticks(y, n_ticks)
     svg = [f'<path class="grid" d="{_rules(y, [v for v, _ in y_ticks], "h")}"/>']
-    if marks:
-        svg.append(f'<path class="mark" d="{_rules(x, marks, "v")}"/>')
-    for line, xs, ys in curves:
-        svg.append(_curve(line, x(xs), y(ys)))
-        if line.dots and len(xs) <= MAX_DOTS:
-            svg += _dots(line, xs, ys, x(xs), y(ys))
-    legend = "".join(
-        f'<span class="key {line.kind}">{esc(line.label)}</span>' for line, _, _ in curves
-    )
-    labels = "".join(
-        f'<span class="yt" style="bottom:{100 * _at(y, v):.2f}%">{esc(text)}</span>'
-        for v, text in y_ticks
-    ) + "".join(
-        f'<span class="xt" style="left:{100 * _at(x, v):.2f}%">{esc(text)}</span>'
-        for v, text in x_ticks
-    )
-    heading = f"<b>{esc(title)}</b>" if title else ""
-    note = "<span>log scale</span>" if y.log else ""
+    svg.append(f'<path class="mark" d="{_rules(x, marks, "v")}"/>')
+    svg += [_band(curve, x, y) for curve in curves if len(curve.low)]
+    svg += [_drawn(curve, x, y) for curve in curves]
+    data = _data(title, detail, x, y, x_label, marks, n_ticks, whole)
     return (
-        f'<figure class="chart"><figcaption>{heading}{note}'
-        f"{f'<span class=legend>{legend}</span>' if len(curves) > 1 else ''}</figcaption>"
+        f'<figure class="chart"><figcaption>{f"<b>{esc(title)}</b>" if title else ""}'
+        f'<span class="log"{"" if y.log else " hidden"}>log scale</span>'
+        f"{_legend(curves) if len(curves) > 1 else ''}</figcaption>"
         f'<div class="plot" role="img" aria-label="{esc(description)}">'
         f'<svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" aria-hidden="true">'
-        f"{''.join(svg)}</svg>{labels}</div>"
-        f'<div class="xl">{esc(x_label)}</div></figure>'
+        f"{''.join(svg)}</svg>{_labels(x, x_ticks, y, y_ticks)}</div>"
+        f'<div class="xl">{esc(x_label)}</div>{_table(curves, x_label, title or "The chart")}'
+        f'<script type="application/json">{data}</script></figure>'
     )
 
 
-def _x_scale(xs: Floats) -> _Scale:
-    lo, hi = float(xs.min()), float(xs.max())
-    return _Scale(lo, hi) if hi > lo else _Scale(lo - 0.5, hi + 0.5)
-
-
-def _y_scale(ys: Floats) -> _Scale:
-    """Room for all finite values; logarithmic where a divergence would flatten all the rest."""
-    real = ys[np.isfinite(ys)]
-    if len(real) == 0:
-        return _Scale(0.0, 1.0)
-    lo, hi = float(real.min()), float(real.max())
-    if lo > 0 and hi > _TOP_HEAVY * float(np.median(real)):
-        return _Scale(lo / 1.2, hi * 1.2, log=True)
-    if lo == hi:
-        margin = 0.1 * abs(lo) or 1.0
-        return _Scale(lo - margin, hi + margin)
-    if 0 <= lo < 0.4 * hi:  # near enough to zero to show it
-        return _Scale(0.0, hi + 0.04 * hi)
-    margin = 0.06 * (hi - lo)
-    return _Scale(lo - margin, hi + margin)
-
-
-def _ticks(scale: _Scale, n: int, whole: bool = False) -> list[tuple[float, str]]:
-    """About `n` round numbers on an axis with their labels; `whole` forbids fractions."""
-    if scale.log:
-        return [(v, general(v)) for v in _log_ticks(scale, n)]
-    power = 10.0 ** math.floor(math.log10((scale.hi - scale.lo) / n))
-    steps = [max(m * power, 1.0) if whole else m * power for m in (1, 2, 5, 10)]
-    step, ticks = min(
-        ((step, _multiples(scale, step)) for step in steps),
-        key=lambda choice: abs(len(choice[1]) - n),
+def _legend(curves: Sequence[_Curve]) -> str:
+    keys = (
+        f'<button type="button" class="key {curve.line.kind}" aria-pressed="true">'
+        f"<span>{esc(curve.line.label)}</span></button>"
+        for curve in curves
     )
-    values = [i * step for i in ticks]
-    if max(map(abs, values), default=0) < 1e-3 or step >= 1e5:
-        return [(v, general(v)) for v in values]
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [(v, f"{v:,.{decimals}f}") for v in values]
+    return f'<span class="legend" role="group" aria-label="Curves shown">{"".join(keys)}</span>'
 
 
-def _multiples(scale: _Scale, step: float) -> range:
-    """The i for which i * step lies on the axis, its ends included despite rounding."""
-    return range(math.ceil(scale.lo / step - 1e-9), math.floor(scale.hi / step + 1e-9) + 1)
+def _labels(
+    x: Scale, x_ticks: Sequence[tuple[float, str]], y: Scale, y_ticks: Sequence[tuple[float, str]]
+) -> str:
+    return "".join(
+        f'<span class="yt" style="bottom:{100 * y.at(v):.2f}%">{esc(text)}</span>'
+        for v, text in y_ticks
+    ) + "".join(
+        f'<span class="xt" style="left:{100 * x.at(v):.2f}%">{esc(text)}</span>'
+        for v, text in x_ticks
+    )
 
 
-def _log_ticks(scale: _Scale, n: int) -> list[float]:
-    """Powers of ten, every few of them if they are many; with 2 and 5 between if they are few."""
-    first, last = math.floor(math.log10(scale.lo)), math.ceil(math.log10(scale.hi))
-    between = (1, 2, 5) if last - first <= 3 else (1,)
-    stride = math.ceil((last - first) / (2 * n))
-    ticks = [m * 10.0**e for e in range(first, last + 1, stride) for m in between]
-    return [tick for tick in ticks if scale.lo <= tick <= scale.hi]
-
-
-def _at(scale: _Scale, value: float) -> float:
-    return float(scale(np.array([value]))[0])
-
-
-def _rules(scale: _Scale, values: Sequence[float], way: str) -> str:
+def _rules(scale: Scale, values: Sequence[float], way: str) -> str:
     """Straight lines across the chart at `values`: horizontal (h) or vertical (v)."""
     if way == "h":
-        return "".join(f"M0,{_SIDE * (1 - _at(scale, v)):.1f}h{_SIDE}" for v in values)
-    return "".join(f"M{_SIDE * _at(scale, v):.1f},0v{_SIDE}" for v in values)
+        return "".join(f"M0,{_SIDE * (1 - scale.at(v)):.1f}h{_SIDE}" for v in values)
+    return "".join(f"M{_SIDE * scale.at(v):.1f},0v{_SIDE}" for v in values)
 
 
-def _curve(line: Line, xs: Floats, ys: Floats) -> str:
-    """The points joined; what is not finite leaves a gap, and a lone point a dot."""
-    pieces: list[str] = []
-    run: list[str] = []
-    for x, y in [*zip(xs, ys, strict=True), (0.0, math.nan)]:
-        if math.isfinite(y):
-            run.append(f"{_SIDE * x:.1f},{_SIDE * (1 - y):.1f}")
-        elif run:
-            pieces.append(f"M{'L'.join(run)}{'h0' if len(run) == 1 else ''}")
-            run = []
-    return f'<path class="line {line.kind}" d="{"".join(pieces)}"/>'
+def _drawn(curve: _Curve, x: Scale, y: Scale) -> str:
+    """The points joined; what is not finite leaves a gap, and a lone point a dot. Dots proper are
+    lines of no length with round ends, which do not stretch."""
+    px, py = _SIDE * x(curve.xs), _SIDE * (1 - y(curve.ys))
+    kind = curve.line.kind
+    line = "".join(
+        f"M{'L'.join(run)}{'h0' if len(run) == 1 else ''}" for run in _runs(px, py, curve.ys)
+    )
+    path = f'<path class="line {kind}" d="{line}"/>'
+    if not curve.dots:
+        return path
+    dots = "".join(f"M{point}h0" for run in _runs(px, py, curve.ys) for point in run)
+    return f'{path}<path class="dot {kind}" d="{dots}"/>'
 
 
-def _dots(line: Line, xs: Floats, ys: Floats, px: Floats, py: Floats) -> list[str]:
-    """Round dots with a tooltip: lines of no length with round ends, which do not stretch."""
+def _band(curve: _Curve, x: Scale, y: Scale) -> str:
+    """The area between the edges, in pieces where an edge is not finite."""
+    px, extent = _SIDE * x(curve.xs), curve.low + curve.high
+    lows = _runs(px, _SIDE * (1 - y(curve.low)), extent)
+    highs = _runs(px, _SIDE * (1 - y(curve.high)), extent)
+    area = "".join(
+        f"M{'L'.join([*low, *reversed(high)])}z" for low, high in zip(lows, highs, strict=True)
+    )
+    return f'<path class="band {curve.line.kind}" d="{area}"/>'
+
+
+def _runs(px: Floats, py: Floats, values: Floats) -> list[list[str]]:
+    """The points as text, cut where `values` is not finite."""
+    runs: list[list[str]] = [[]]
+    for a, b, value in zip(px, py, values, strict=True):
+        if math.isfinite(value):
+            runs[-1].append(f"{a:.1f},{b:.1f}")
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def _table(curves: Sequence[_Curve], x_label: str, title: str) -> str:
+    """The curves at a few places, for who reads rather than looks."""
+    longest = max(curves, key=lambda curve: len(curve.xs)).xs
+    places = longest[np.unique(np.linspace(0, len(longest) - 1, MAX_ROWS).round().astype(int))]
+    head = "".join(f'<th scope="col">{esc(curve.line.label)}</th>' for curve in curves)
+    body = "".join(
+        f'<tr><th scope="row">{_plain(place)}</th>'
+        + "".join(f"<td>{_value_at(curve, place)}</td>" for curve in curves)
+        + "</tr>"
+        for place in places
+    )
+    return (
+        '<details class="values"><summary>values</summary>'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{esc(title)}: values">'
+        f'<table class="epochs"><thead><tr><th scope="col">{esc(x_label)}</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def _value_at(curve: _Curve, place: float) -> str:
+    """The value of the last point up to `place`: what was known there."""
+    i = int(np.searchsorted(curve.xs, place, side="right")) - 1
+    if i < 0:
+        return "–"
+    band = f" ({general(curve.low[i])} to {general(curve.high[i])})" if len(curve.low) else ""
+    return esc(f"{general(curve.ys[i])}{band}")
+
+
+def _plain(x: float) -> str:
+    return f"{x:,.0f}" if x == round(x) else general(x)
+
+
+def _data(
+    title: str,
+    curves: Sequence[_Curve],
+    x: Scale,
+    y: Scale,
+    x_label: str,
+    marks: Sequence[float],
+    n_ticks: int,
+    whole: bool,
+) -> str:
+    """What the script draws from. No text in it can end the element that it stands in."""
+    data = {
+        "title": clean(title),
+        "place": _PLACES.get(x_label, f"{clean(x_label)} {{}}"),
+        "whole": whole,
+        "nTicks": n_ticks,
+        "x": [x.lo, x.hi],
+        "y": [y.lo, y.hi, y.log],
+        "marks": list(marks),
+        "curves": [
+            {
+                "kind": curve.line.kind,
+                "label": clean(curve.line.label),
+                "dots": curve.dots,
+                "x": _short(curve.xs),
+                "y": _short(curve.ys),
+                "low": _short(curve.low),
+                "high": _short(curve.high),
+            }
+            for curve in curves
+        ],
+    }
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _short(values: Floats) -> list[float | int | None]:
+    """Numbers of at most six digits, which no screen can tell from all of theirs; None for what
+    is not finite. A whole number keeps all its digits: it may count updates."""
     return [
-        f'<path class="dot {line.kind}" d="M{_SIDE * a:.1f},{_SIDE * (1 - b):.1f}h0">'
-        f"<title>{esc(line.label)} at {general(x)}: {general(y)}</title></path>"
-        for x, y, a, b in zip(xs, ys, px, py, strict=True)
-        if math.isfinite(y)
+        (int(v) if v == round(v) and abs(v) < 1e15 else float(f"{v:.6g}"))
+        if math.isfinite(v)
+        else None
+        for v in values.tolist()
     ]

@@ -111,7 +111,7 @@ def _shot(example: ConfusedExample) -> str:
     share = f"{100 * example.probability:.0f}\u202f%"
     alt = f"{example.file_name}: actual {example.actual}, predicted {example.predicted} at {share}"
     picture = (
-        f'<img src="{_data(example.image)}" alt="{esc(alt)}" loading="lazy">'
+        f'<img src="{_data(example.image)}" alt="{esc(alt)}" decoding="async">'
         if example.image is not None
         else '<div class="blank">no picture</div>'
     )

@@ -1,27 +1,20 @@
-"""The report of a run: one HTML file that needs nothing else, and loads nothing.
-
-The page is `template.html`, which holds the style; this module fills it, section by section, from
-a `RunRecord`. There is no script in it, and its content security policy forbids any.
-"""
+"""The report of a run: what happened, section by section, from a `RunRecord`."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 
 from treadle.errors import UsageError
-from treadle.report import confusion
+from treadle.report import confusion, facts, samples
+from treadle.report.against import differences
 from treadle.report.chart import Line, chart
+from treadle.report.page import Section, page, scrolling, settings
 from treadle.report.text import (
-    MISSING,
-    date,
     duration,
     esc,
-    flatten,
     general,
     headline,
     is_share,
@@ -35,11 +28,14 @@ _MAX_EPOCH_MARKS = 40
 _MAX_OPEN_ROWS = 30
 
 
-def write_report(record: RunRecord, path: str | os.PathLike[str]) -> Path:
+def write_report(
+    record: RunRecord, path: str | os.PathLike[str], against: RunRecord | None = None
+) -> Path:
     """Writes the report of a run to `path`, a single HTML file, and returns the path.
 
-    The file appears whole or not at all, so it may be rewritten after every epoch. Raises
-    DataError if it cannot be written.
+    With `against` it begins with what differs from that run: settings, results, curves. The file
+    appears whole or not at all, so it may be rewritten after every epoch. Raises DataError if it
+    cannot be written.
 
     >>> import tempfile
     >>> names = ["epoch", "train_loss", "valid_loss", "accuracy", "time"]
@@ -48,37 +44,33 @@ def write_report(record: RunRecord, path: str | os.PathLike[str]) -> Path:
     ...     "80.0\u202f%" in write_report(record, f"{folder}/report.html").read_text("utf-8")
     True
     """
-    return write_text(path, render(record))
+    return write_text(path, render(record, against))
 
 
-def render(record: RunRecord) -> str:
+def render(record: RunRecord, against: RunRecord | None = None) -> str:
     """The report of a run as the text of an HTML page."""
     sections = [
-        _section("loss", "Loss", _loss(record)),
-        _section("epochs", "Epochs", _epochs(record)),
-        _section("metrics", "Metrics", _metrics(record)),
-        _section("schedule", "Schedule", _schedule(record)),
+        *(differences(record, against) if against else []),
+        Section("loss", "Loss", _loss(record)),
+        Section("epochs", "Epochs", _epochs(record)),
+        Section("metrics", "Metrics", _metrics(record)),
+        Section("schedule", "Schedule", _schedule(record)),
         *_confusion(record),
-        _section("configuration", "Configuration", _pairs(record.config)),
-        _section("environment", "Environment", _pairs(record.environment)),
+        Section("worst", "Highest losses", samples.worst(record.worst)),
+        Section("seen", "As the model saw them", samples.seen(record.seen)),
+        Section("balance", "Class balance", facts.balance(record.balance)),
+        Section("batches", "Slowest batches", facts.slowest(record.times)),
+        Section("skipped", "Skipped files", facts.skipped(record.skipped)),
+        Section("configuration", "Configuration", settings(record.config)),
+        Section("environment", "Environment", settings(record.environment)),
     ]
-    template = Template(files("treadle.report").joinpath("template.html").read_text("utf-8"))
-    return template.substitute(
-        title=esc(record.name),
-        started=f'<time datetime="{esc(record.started)}">{esc(date(record.started))}</time>',
+    return page(
+        title=record.name,
+        kicker="the report of a run",
+        started=record.started,
         headline=_headline(record),
-        sections="\n".join(section for section in sections if section),
-        writer=esc(f"Treadle {record.environment.get('treadle', '')}".strip()),
-    )
-
-
-def _section(key: str, title: str, body: str) -> str:
-    """A section, or nothing if there is nothing to tell."""
-    if not body:
-        return ""
-    return (
-        f'<section id="{key}" aria-labelledby="{key}-title">'
-        f'<h2 id="{key}-title">{title}</h2>{body}</section>'
+        sections=sections,
+        writer=f"Treadle {record.environment.get('treadle', '')}".strip(),
     )
 
 
@@ -140,13 +132,9 @@ def _epochs(record: RunRecord) -> str:
     body = "".join(
         f"<tr{' class=best' if i == best else ''}>{row}</tr>" for i, row in enumerate(rows)
     )
-    box = "wide tall" if len(record.rows) > _MAX_OPEN_ROWS else "wide"
     note = '<p class="note">The lowest validation loss is marked.</p>' if best is not None else ""
-    return (
-        f'<div class="{box}" tabindex="0" role="region" aria-label="Table of the epochs">'
-        f'<table class="epochs"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{note}"
-    )
+    table = f'<table class="epochs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return scrolling("Table of the epochs", table, tall=len(record.rows) > _MAX_OPEN_ROWS) + note
 
 
 def _table_cell(name: str, value: object) -> str:
@@ -243,23 +231,13 @@ def _describe(lines: Sequence[Line]) -> str:
     )
 
 
-def _confusion(record: RunRecord) -> list[str]:
+def _confusion(record: RunRecord) -> list[Section]:
     if record.confusion is None:
         return []
     return [
-        _section("confusion", "Confusion", confusion.matrix(record.confusion)),
-        _section("confused", "Most confused", confusion.pairs(record.confusion, record.confused)),
+        Section("confusion", "Confusion", confusion.matrix(record.confusion)),
+        Section("confused", "Most confused", confusion.pairs(record.confusion, record.confused)),
     ]
-
-
-def _pairs(values: Mapping[str, object]) -> str:
-    # A long dotted name may break after a dot.
-    rows = "".join(
-        f'<tr><th scope="row">{esc(name).replace(".", ".<wbr>")}</th>'
-        f"<td>{esc(text) or MISSING}</td></tr>"
-        for name, text in flatten(values)
-    )
-    return f'<table class="pairs"><tbody>{rows}</tbody></table>' if rows else ""
 
 
 def _epoch(record: RunRecord, i: int) -> int:

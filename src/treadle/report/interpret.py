@@ -99,7 +99,7 @@ class ClassificationInterpretation:
             is_pair = (self.targets == index_of[actual]) & (self.decoded == index_of[predicted])
             (members,) = is_pair.nonzero(as_tuple=True)
             worst = members[self.losses[members].argsort(descending=True, stable=True)[:k]]
-            found += [self._example(i, actual, predicted, size) for i in worst.tolist()]
+            found += [self.example(i, size) for i in worst.tolist()]
         return found
 
     def plot_confusion_matrix(self) -> Figure:
@@ -122,12 +122,13 @@ class ClassificationInterpretation:
         )
         print(report)
 
-    def _example(self, i: int, actual: str, predicted: str, size: int) -> ConfusedExample:
+    def example(self, i: int, size: int = 128) -> ConfusedExample:
+        """Sample `i` as a report shows it, with a thumbnail of at most `size` pixels a side."""
         item = self.items[i]
         is_path = isinstance(item, str | os.PathLike)
         return ConfusedExample(
-            actual=actual,
-            predicted=predicted,
+            actual=self.vocab[int(self.targets[i])],
+            predicted=self.vocab[int(self.decoded[i])],
             probability=float(self.probs[i].max()),
             loss=float(self.losses[i]),
             file_name=Path(item).name if is_path else f"sample {i}",

@@ -9,19 +9,26 @@ from collections.abc import Mapping
 from datetime import datetime
 
 MISSING = "–"
+_UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def clean(value: object) -> str:
+    """`value` as text without what has no place in a page.
+
+    Control characters, which HTML forbids, halves of surrogate pairs, which file names may hold
+    and UTF-8 cannot, and the marks that turn the direction of text, with which a name could
+    disguise itself and what stands beside it, become the replacement character.
+    """
+    return _UNFIT.sub("\ufffd", str(value))
 
 
 def esc(value: object) -> str:
-    """`value` as text that is safe between tags and inside quoted attributes.
-
-    Control characters, which HTML forbids, and halves of surrogate pairs, which file names may
-    hold and UTF-8 cannot, become the replacement character.
+    """`value`, cleaned, as text that is safe between tags and inside quoted attributes.
 
     >>> esc('<b title="x">')
     '&lt;b title=&quot;x&quot;&gt;'
     """
-    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "\ufffd", str(value))
-    return html.escape(text, quote=True)
+    return html.escape(clean(value), quote=True)
 
 
 def number(value: object) -> str:

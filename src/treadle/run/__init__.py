@@ -10,16 +10,31 @@ from treadle.run.folder import (
     write_json,
     write_text,
 )
-from treadle.run.record import ConfusedExample, Confusion, RunRecord
+from treadle.run.record import (
+    BatchTimes,
+    ClassBalance,
+    ConfusedExample,
+    Confusion,
+    RunRecord,
+    SeenSamples,
+    SlowBatch,
+)
+from treadle.run.record_file import read_record, write_record
 
 __all__ = [
+    "BatchTimes",
+    "ClassBalance",
     "ConfusedExample",
     "Confusion",
     "RunRecord",
+    "SeenSamples",
+    "SlowBatch",
     "environment",
     "new_run_folder",
+    "read_record",
     "write_bytes",
     "write_history",
     "write_json",
+    "write_record",
     "write_text",
 ]

@@ -88,14 +88,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: str | os.PathLike[str], obj: object) -> Path:
-    """Writes `obj` as indented JSON, at once or not at all; see `write_bytes`.
+def write_json(path: str | os.PathLike[str], obj: object, indent: int | None = 2) -> Path:
+    """Writes `obj` as JSON, at once or not at all; see `write_bytes`. With `indent=None` it takes
+    one line and no more room than it needs.
 
     Paths become strings, tuples and sets lists, dataclasses objects, numpy and torch scalars
     numbers. JSON has no word for a number that is not finite: it is written as the string "nan",
     "inf" or "-inf". Raises UsageError for anything else, naming where it stands.
     """
-    return write_text(path, json.dumps(_plain(obj, "value"), indent=2, ensure_ascii=False) + "\n")
+    signs = (",", ":") if indent is None else None
+    plain = _plain(obj, "value")
+    text = json.dumps(plain, indent=indent, separators=signs, ensure_ascii=False)
+    return write_text(path, text + "\n")
 
 
 def write_history(

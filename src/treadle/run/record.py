@@ -40,7 +40,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ConfusedExample:
-    """One sample that the model took for another class.
+    """One sample and what the model took it for, mostly another class than its own.
 
     `probability` is what the model gave the class it predicted; `image` is a small PNG, or None
     for a sample that cannot be pictured.
@@ -55,13 +55,71 @@ class ConfusedExample:
 
 
 @dataclass(frozen=True)
+class SeenSamples:
+    """A few samples of an epoch as the model got them, augmented: small PNGs and their labels."""
+
+    epoch: int
+    labels: Sequence[str]
+    images: Sequence[bytes]
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.images):
+            raise UsageError(
+                f"Epoch {self.epoch} has {len(self.images)} images for {len(self.labels)} labels; "
+                "give a label for each."
+            )
+
+
+@dataclass(frozen=True)
+class ClassBalance:
+    """How many samples of each class there are to train and to validate on."""
+
+    vocab: Sequence[str]
+    train: Sequence[int]
+    valid: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not len(self.vocab) == len(self.train) == len(self.valid):
+            raise UsageError(
+                f"The class balance has {len(self.vocab)} names, {len(self.train)} and "
+                f"{len(self.valid)} counts; give two counts for each name."
+            )
+
+
+@dataclass(frozen=True)
+class SlowBatch:
+    """One training batch: its epoch, its number within it from 0, and the seconds that it took,
+    of which `waiting` passed before the data were there."""
+
+    epoch: int
+    batch: int
+    seconds: float
+    waiting: float
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """How long `n` training batches took, in seconds: the median, all together, how much of it was
+    waiting for data, and the slowest ones, slowest first."""
+
+    n: int
+    median: float
+    total: float
+    waiting: float
+    slowest: Sequence[SlowBatch] = ()
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """A run, as a report tells it.
 
     `metric_names` heads the columns of `rows`, one row an epoch, "epoch" and "time" included
     ("time" as text, m:ss, or in seconds). `losses` (smoothed), `raw_losses` and each list of
     `hps` hold one number an applied update; `iters` the updates made when each epoch ended.
-    `config` and `environment` hold what JSON can. Raises UsageError if a row does not fit.
+    `config` and `environment` hold what JSON can. `confused` are samples of the most confused pairs
+    of classes, `worst` those with the highest losses, `seen` some as the model got them, and
+    `skipped` the files that could not be read, each with the reason. Raises UsageError if a row
+    does not fit.
 
     >>> record = RunRecord("digits", "2026-01-31T12:00:00", ["epoch", "train_loss", "time"])
     >>> record.rows
@@ -80,6 +138,11 @@ class RunRecord:
     iters: Sequence[int] = ()
     confusion: Confusion | None = None
     confused: Sequence[ConfusedExample] = ()
+    worst: Sequence[ConfusedExample] = ()
+    seen: Sequence[SeenSamples] = ()
+    balance: ClassBalance | None = None
+    times: BatchTimes | None = None
+    skipped: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         for i, row in enumerate(self.rows):
