@@ -112,7 +112,9 @@ def test_a_given_vocab_keeps_its_order(folder: Path) -> None:
 
 def test_a_label_that_only_validation_has(folder: Path) -> None:
     (folder / "valid" / "blue").rename(folder / "valid" / "bleu")
-    with pytest.raises(DataError, match=r"validation item .*valid/bleu/0\.jpg: its label 'bleu'.*mean blue"):
+    with pytest.raises(
+        DataError, match=r"validation item .*valid/bleu/0\.jpg: its label 'bleu'.*mean blue"
+    ):
         block().datasets(folder)
 
 
@@ -257,6 +259,11 @@ def test_summary_names_the_stage_that_fails(
     with pytest.raises(DataError, match=r"wrong failed on sample 0 \(.*blue/0\.jpg\)"):
         block(item_tfms=[Resize(8), wrong]).summary(folder)
     assert "Resize(size=(8, 8)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="not today") as caught:
+        block(item_tfms=Resize(8), batch_tfms=wrong).summary(folder)
+    assert "In the batch transform wrong, given Tensor (4, 3, 8, 8)" in caught.value.__notes__[0]
+    with pytest.raises(DataError, match=r"0\.jpg has the shape \(30, 20, 3\).*Resize"):
+        block(item_tfms=None).summary(folder)
     (folder / "train" / "blue" / "0.jpg").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"blue/0\.jpg .*does not decode") as caught:
         block().summary(folder)

@@ -697,7 +697,7 @@ start = time.perf_counter()
 untar_data(url, force_download=True)
 whole, usual = 0, time.perf_counter() - start
 goal.rename(goal.parent.parent / "first")
-for kill in range(40):
+for kill in range(20):
     child = os.fork()
     if not child:
         untar_data(url)
@@ -706,7 +706,7 @@ for kill in range(40):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     if goal.exists():  # then it is complete
-        assert len(list(goal.iterdir())) == 401, kill
+        assert len(list(goal.iterdir())) == 201, kill
         whole += 1
         goal.rename(goal.parent.parent / str(kill))
         if kill % 2:
@@ -716,9 +716,9 @@ print(whole)
 """
 
 
-def test_forty_kills_at_any_moment(server: Server, home: Path) -> None:
+def test_twenty_kills_at_any_moment(server: Server, home: Path) -> None:
     """The folder is never seen half, and in the end nothing but the data is left."""
-    url = server.serve("/toy.tgz", tar_of({f"toy/{i}.txt": os.urandom(200) for i in range(400)}))
+    url = server.serve("/toy.tgz", tar_of({f"toy/{i}.txt": os.urandom(200) for i in range(200)}))
     goal = home / "data" / "toy"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, url, str(goal)],
@@ -728,9 +728,9 @@ def test_forty_kills_at_any_moment(server: Server, home: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.returncode == 0, done.stderr
-    assert 0 < int(done.stdout) < 40  # some were killed, some were not
+    assert 0 < int(done.stdout) < 20  # some were killed, some were not
     manifest, differences = verify(goal)
-    assert len(manifest.files) == 400 and not any(differences)
+    assert len(manifest.files) == 200 and not any(differences)
     assert everything_in(home / "archive") == ["toy.tgz"]
     assert [path.name for path in (home / "data").iterdir()] == ["toy"]
 

@@ -26,7 +26,7 @@ from treadle.data import (
     read_csv,
 )
 from treadle.data.table import as_items
-from treadle.errors import DataError
+from treadle.errors import DataError, UsageError
 
 COLUMNS = ["fname", "label", "tags"]
 ROWS = [("1.jpg", "cat", "sun sea"), ("2.jpg", "dog", ""), ("3.jpg", "cat", "sea")]
@@ -123,6 +123,19 @@ def test_a_frame_is_a_source_of_a_data_block() -> None:
     dls = plan.dataloaders(frame, bs=2, device="cpu")
     (x,) = next(iter(dls.test_dl(frame.iloc[5:7])))
     assert (x * 255).round().amax((1, 2, 3)).tolist() == [5, 6]
+
+
+def test_items_of_every_kind() -> None:
+    assert as_items(iter("ab")) == ["a", "b"] and as_items({"a"}) == ["a"]
+    for kept in (["a"], ("a",), range(3), np.arange(3)):
+        assert as_items(kept) is kept
+    for wrong in ("a.jpg", Path("a"), {"a": 1}, 3, None):
+        with pytest.raises(UsageError, match="is no list of items"):
+            as_items(wrong)
+    plan = DataBlock((ImageBlock,), get_items=lambda n: (i for i in range(n)))
+    assert sorted([*plan.datasets(5).train.items, *plan.datasets(5).valid.items])[:1] == [0]
+    pd = pytest.importorskip("pandas")
+    assert as_items(pd.Series(["a", "b"], index=[7, 8])) == ["a", "b"]
 
 
 def test_regex_labels() -> None:

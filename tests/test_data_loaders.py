@@ -376,3 +376,16 @@ def test_batches_on_the_gpu_are_those_of_the_cpu() -> None:
     for (x, y), (u, v) in zip(there, here, strict=True):
         assert x.is_cuda and y.is_cuda
         assert torch.allclose(x.cpu(), u, atol=1e-4) and torch.equal(y.cpu(), v)
+
+
+def test_resize_after_floats_says_where_it_belongs(tmp_path: Path) -> None:
+    from torchvision.transforms import v2
+
+    images = [Image.new("RGB", (9, 9))] * 2
+    floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    dataset = [(image, 0) for image in images]
+    dl = DataLoader(dataset, 2, item_tfms=[*floats, Resize(4)], num_workers=0, device="cpu")
+    with pytest.raises(DataError, match="Put Resize first"):
+        dl.one_batch()
+    dl = DataLoader(dataset, 2, item_tfms=[Resize(4), *floats], num_workers=0, device="cpu")
+    assert dl.one_batch()[0].shape == (2, 3, 4, 4)

@@ -133,6 +133,15 @@ def test_an_epoch_goes_on_where_it_was_left(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[2:], strict=True))
 
 
+def test_a_sample_can_be_seen_again(folder: Path) -> None:
+    dl = loader(folder, num_workers=2)
+    seen = by_sample(dl, 2)
+    x, y = dl.batch_of([7, 3], epoch=2)
+    assert torch.equal(x, torch.stack([seen[7][0], seen[3][0]]))
+    assert y.tolist() == [int(seen[7][1]), int(seen[3][1])]
+    assert not torch.equal(dl.batch_of([7], epoch=1)[0][0], seen[7][0])
+
+
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("treadle.data.making.compiled", lambda: None)
 

@@ -61,7 +61,7 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> Unpacke
     return Unpacked(top[0], {k.removeprefix(prefix): v for k, v in into.files.items()})
 
 
-def _dispatch(source: io.BufferedReader, into: Unpacking) -> None:
+def _dispatch(source: io.BufferedReader[_Watched], into: Unpacking) -> None:
     start = source.peek(8)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         unpack_zip(source, into)
@@ -136,5 +136,6 @@ class _Watched(io.FileIO):
         self._bar, self._total = bar, path.stat().st_size
 
     def readinto(self, buffer: Any) -> int:
+        size = super().readinto(buffer)
         self._bar.at(self.tell(), self._total)
-        return super().readinto(buffer)
+        return size

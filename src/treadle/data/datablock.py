@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class DataBlock:
             )
         n_targets = len(self.blocks) - self.n_inp
         self.getters = (
-            *_getters("get_x", get_x or [_itself] * self.n_inp, self.n_inp),
+            *_getters("get_x", get_x or [itself] * self.n_inp, self.n_inp),
             *_getters("get_y", get_y or [], n_targets),
         )
         self.get_items = get_items
@@ -89,12 +89,12 @@ class DataBlock:
         Raises `DataError` where there are no items, where nothing is left to train on, and where
         the labels do not make a classification problem.
         """
-        items = source if self.get_items is None else self.get_items(source)
-        if not isinstance(items, Sized):
-            items = list(_iterable(items))
+        given = source if self.get_items is None else self.get_items(source)
+        items = as_items(given)
         if len(items) == 0:
             raise DataError(f"There are no items in {source}; expected at least one to train on.")
-        parts = self._split(items)
+        # a splitter that is written for a data frame gets it
+        parts = self._split(items, given if isinstance(given, Sized) else items)
         raw = [
             Dataset(part, self.getters, self.blocks, self.n_inp, name)
             for part, name in zip(parts, ("training", "validation"), strict=True)
@@ -156,8 +156,8 @@ class DataBlock:
         """
         print_summary(self, source, bs)
 
-    def _split(self, items: Any) -> tuple[list[Any], list[Any]]:
-        train, valid = self.splitter(items)
+    def _split(self, items: Any, given: Any) -> tuple[list[Any], list[Any]]:
+        train, valid = self.splitter(given)
         for index in (*train, *valid):
             if not 0 <= index < len(items):
                 raise DataError(
@@ -166,7 +166,6 @@ class DataBlock:
                 )
         if len(train) == 0:
             raise DataError(f"The splitter left none of {len(items)} items to train on.")
-        items = as_items(items)
         shared = sorted({*train} & {*valid})
         if shared:
             warnings.warn(
@@ -177,16 +176,7 @@ class DataBlock:
         return [items[i] for i in train], [items[i] for i in valid]
 
 
-def _iterable(items: Any) -> Iterable[Any]:
-    if isinstance(items, Iterable):
-        return items
-    raise UsageError(
-        f"DataBlock got {items!r} for its items; expected a list of them, or get_items=, the "
-        "function that makes one of it."
-    )
-
-
-def _itself(item: Any) -> Any:
+def itself(item: Any) -> Any:
     return item
 
 

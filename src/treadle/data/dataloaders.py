@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from treadle.data.adapt import Names, adapt, as_dataset, own_options
 from treadle.data.batches import Batches
@@ -184,8 +183,6 @@ class DataLoaders:
         dataset = self._dataset
         if not isinstance(dataset, Dataset):
             raise UsageError("test_dl needs loaders made by DataBlock.dataloaders().")
-        if isinstance(items, str | os.PathLike | Image.Image):
-            raise UsageError(f"test_dl({items!r}): expected a list of items; give [item] for one.")
         return like.over(dataset.of(items, with_labels), bs or None)
 
     def decode_target(self, answer: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import Any, cast
 
@@ -163,7 +163,19 @@ class DataLoader:
 
     def one_batch(self) -> Batch:
         """The batch that comes next. Nothing advances: asked again, it is the same."""
-        made = self._make(self.next_task(), Event())
+        return self._batch(self.next_task())
+
+    def batch_of(self, indices: Sequence[int], epoch: int) -> Batch:
+        """The samples `indices` of the data set as they are, were or will be in `epoch`.
+
+        Their augmentation is that of the epoch, whichever batches they come in there; a sample that
+        comes more than once is as it is the first time.
+        """
+        places = np.array(indices, np.int64)
+        return self._batch(Task(epoch, places, places))
+
+    def _batch(self, task: Task) -> Batch:
+        made = self._make(task, Event())
         if not made.kinds:
             raise DataError(f"No sample of the batch could be read: {self.skipped[-1].reason}")
         return self._finished(made, [element.to(self.device) for element in made.elements])

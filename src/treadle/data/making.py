@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -133,13 +133,10 @@ class Maker:
         """Move the pictures to `device` for good, where all are decoded and a batch is a gather."""
         if self.resident is not None or self._stays:
             return
-        kinds = [kind for kind in self.reader.kinds if kind is not None]
-        fit = self.items[0].transform if self.items else None
-        pads = isinstance(fit, Resize) and fit.method is ResizeMethod.Pad
-        if kinds != ["image"] or self.reader.kinds[0] != "image" or len(self.items) > 1 or pads:
+        if not self._is_gather:
             warnings.warn(
-                "cache='device' takes images alone, with no item transform but Resize to 'crop' or "
-                "'squish'; these data stay in the host's memory.",
+                "cache='device' takes images alone, with Resize to 'crop' or 'squish' as the one "
+                "item transform; these data stay in the host's memory.",
                 stacklevel=4,
             )
             self._stays = True
@@ -150,15 +147,19 @@ class Maker:
                 if self.reader.complete:  # else the disk's pictures were damaged: read them anew
                     raise
 
+    @property
+    def _is_gather(self) -> bool:
+        """Whether what is read is one image a sample, and a batch is windows of them."""
+        kinds = [kind for kind in self.reader.kinds if kind is not None]
+        (placed,) = self.items if len(self.items) == 1 else (None,)
+        windows = isinstance(placed, Placed) and placed.transform.method is not ResizeMethod.Pad
+        return windows and kinds == self.reader.kinds[:1] == ["image"]
+
     def _cut(self, resident: DeviceCache, samples: Samples, draws: Draws | None) -> Made:
         """The samples, their pictures to be cut out on the device."""
         frames = np.array([pixels.shape[:2] for pixels in samples.columns[0]])
-        corners, size = np.zeros_like(frames), tuple(frames[0].tolist())
-        if self.items and isinstance(placed := self.items[0], Placed):
-            corners, size = (
-                placed.transform.windows(frames, placed.draws(draws)),
-                placed.transform.size,
-            )
+        placed = cast(Placed, self.items[0])
+        corners, size = placed.transform.windows(frames, placed.draws(draws)), placed.transform.size
         others = [
             stacked(kind, column, samples)
             for kind, column in zip(samples.kinds[1:], samples.columns[1:], strict=True)

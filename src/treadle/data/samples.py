@@ -93,9 +93,8 @@ class Placed(ItemStage):
         moved = [place for place, kind in enumerate(samples.kinds) if kind is not None]
         size, pad = self.transform.size, self.transform.pad_mode
         for place in moved:
-            kind, column = samples.kinds[place], samples.columns[place]
-            assert kind is not None
-            frames = [v.shape[:2] for v in column] if kind in PIXELS else samples.frames
+            kind, column = str(samples.kinds[place]), samples.columns[place]
+            frames = _frames_of(place, samples)
             corners = self.transform.windows(np.array(frames).reshape(-1, 2), own).tolist()
             samples.columns[place] = [
                 _window(kind, value, frame, (top, left, *size), pad)
@@ -115,16 +114,27 @@ def _window(
     return windowed(kind, value, window, pad)
 
 
+def _frames_of(place: int, samples: Samples) -> Sequence[tuple[int, int]]:
+    """(height, width) of the pixels of an element, or of what its places are measured in."""
+    column = samples.columns[place]
+    if samples.kinds[place] not in PIXELS:
+        return samples.frames
+    if isinstance(column[0], torch.Tensor):
+        raise DataError(
+            f"Resize was given {describe(column[0])}, which an item transform before it has made; it "
+            "works on pictures of uint8. Put Resize first."
+        )
+    return [value.shape[:2] for value in column]
+
+
 def fit(resize: Resize, samples: Samples) -> None:
     """The first part of `resize`, of all elements that move."""
     for place, kind in enumerate(samples.kinds):
         if kind is None:
             continue
-        column = samples.columns[place]
-        frames = [v.shape[:2] for v in column] if kind in PIXELS else samples.frames
+        pairs = zip(samples.columns[place], _frames_of(place, samples), strict=True)
         samples.columns[place] = [
-            resized(kind, value, frame, resize.fitted(frame))
-            for value, frame in zip(column, frames, strict=True)
+            resized(kind, value, frame, resize.fitted(frame)) for value, frame in pairs
         ]
     samples.frames = [resize.fitted(frame) for frame in samples.frames]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from treadle.errors import DataError, nearest
+from treadle.errors import DataError, UsageError, nearest
 
 __all__ = ["Row", "Table", "as_items", "read_csv"]
 
@@ -129,11 +129,23 @@ class Table(Sequence[Row]):
 
 
 def as_items(source: Any) -> Any:
-    """`source`, a pandas data frame as a `Table`, which is read row by row much faster."""
+    """`source` as a sequence of items: a pandas data frame as a `Table`, which is read row by row
+    much faster, a pandas series and what can only be gone through (a generator) as a list.
+
+    Raises `UsageError` for what is no collection, or a mapping.
+    """
     if hasattr(source, "iloc") and hasattr(source, "columns"):
         columns = [source.iloc[:, place].tolist() for place in range(len(source.columns))]
         return Table(list(source.columns), list(zip(*columns, strict=True)))
-    return source
+    if hasattr(source, "iloc"):
+        return source.tolist()
+    if isinstance(source, Mapping | str | os.PathLike) or not isinstance(source, Iterable):
+        raise UsageError(
+            f"{source!r} is no list of items; expected a list, a data frame or a Table. A single "
+            "item goes in a list; of a folder DataBlock(get_items=...) makes one."
+        )
+    is_sequence = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    return source if is_sequence else list(source)
 
 
 def read_csv(
