@@ -121,8 +121,8 @@ def _frames_of(place: int, samples: Samples) -> Sequence[tuple[int, int]]:
         return samples.frames
     if isinstance(column[0], torch.Tensor):
         raise DataError(
-            f"Resize was given {describe(column[0])}, which an item transform before it has made; it "
-            "works on pictures of uint8. Put Resize first."
+            f"Resize was given {describe(column[0])}, which an item transform before it has made, "
+            "and works on pictures of uint8. Put Resize first."
         )
     return [value.shape[:2] for value in column]
 
