@@ -47,6 +47,7 @@ from treadle.metrics import accuracy
 from treadle.study import Comparison, compare
 from treadle.study.comparison import Row, Run, Summary
 from treadle.study.kept import KeptRuns
+from treadle.study.seeding import digest
 from treadle.study.verdict import t_quantile
 
 ARCHIVE = MIRROR / "imagenette2-160-mini.tgz"
@@ -125,6 +126,10 @@ class Experiment:
         settings = {"epochs": options.epochs, "size": work.SIZE, "batch_size": work.BATCH_SIZE}
         self.kept = KeptRuns(options.keep / "fastai", settings, dict.fromkeys(self.rows, "fastai"))
 
+    def count(self) -> int:
+        """How many trainings are kept."""
+        return len(list(self.options.keep.glob("*/runs/*.json")))
+
     def ours(self, seeds: int) -> Comparison:
         """Treadle's trainings with the first `seeds` seeds; those that are kept are not redone."""
 
@@ -132,7 +137,11 @@ class Experiment:
             return Learner(self.dls, work.net(), CrossEntropyLossFlat(), metrics=accuracy)
 
         folder = self.options.keep / "treadle"
-        return compare(make_learner, self.rows, seeds, self.options.epochs, folder=folder)
+        found = compare(make_learner, self.rows, seeds, self.options.epochs, folder=folder)
+        for row in found.rows:
+            for run in row.runs:
+                assert run.initial_weights == digest(work.net_of(run.seed))
+        return found
 
     def theirs(self, seeds: int) -> Comparison | None:
         """fastai's, likewise."""
@@ -225,10 +234,10 @@ def compare_libraries(report: Report, ours: Comparison, theirs: Comparison) -> N
 def run(report: Report, experiment: Experiment) -> None:
     """Seed by seed, until all are done or the time is up."""
     options, began, last = experiment.options, time.perf_counter(), 0.0
-    done = 0
+    done, kept = 0, experiment.count()
     for seeds in range(1, options.rounds + 1):
         spent = time.perf_counter() - began
-        if spent + last > 60 * options.minutes and seeds > 1:
+        if experiment.count() > kept and spent + last > 60 * options.minutes:
             break
         start = time.perf_counter()
         ours, theirs = experiment.ours(seeds), experiment.theirs(seeds)

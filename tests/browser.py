@@ -135,6 +135,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 500,
         )
+        self.send("Emulation.setTouchEmulationEnabled", enabled=width < 500)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", features=[feature])
         self._loaded = False
@@ -192,6 +193,15 @@ class Browser:
             x, y = (a + share * (b - a) for a, b in zip(start, end, strict=True))
             self.mouse("Moved", x, y, held=True)
         self.mouse("Released", *end)
+
+    def touch(self, *places: tuple[float, float]) -> None:
+        """A finger that goes down at the first place, over the others, and up."""
+        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            self.send("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y}])
+            self.settle()
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.settle()
 
     def key(self, name: str) -> None:
         """Press and release a key."""

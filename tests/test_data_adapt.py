@@ -300,6 +300,23 @@ def test_named_columns_of_batches_and_samples() -> None:
         assert dls.n_inp == 2 and torch.equal(2 * a, b) and torch.equal(a.sum(1, keepdim=True), c)
 
 
+def test_of_several_elements_the_last_is_the_target() -> None:
+    class Add(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return self.scale * (a + b)
+
+    data = TensorDataset(X, X, Y.expand(-1, 2))
+    for source in (data, TorchLoader(data, BS)):
+        learn = Learner(DataLoaders(source, bs=BS, device="cpu"), Add(), MSELossFlat())
+        with learn.no_logging():
+            learn.fit(1)
+        assert len(learn.xb) == 2 and learn.recorder.losses
+
+
 def test_samples_that_are_no_tuples() -> None:
     class Alone(Tuples):
         def __getitem__(self, index: int) -> Any:

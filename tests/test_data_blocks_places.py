@@ -231,7 +231,7 @@ def test_summary_of_places(capsys: pytest.CaptureFixture[str]) -> None:
     plan.summary([item(i) for i in range(12)], bs=2)
     out = capsys.readouterr().out
     for line in (
-        "Items: a list\n",
+        "Items: list\n",
         "8 training items, 4 validation items",
         "vocab of 2 (MaskBlock): none, square",
         "One sample, the training item 0: ",

@@ -58,6 +58,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     (tmp_path / "data/linked").symlink_to(tmp_path / "real")
     (tmp_path / "real/cat/again").symlink_to(tmp_path / "real")
     (tmp_path / "real/broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "real/circle.jpg").symlink_to(tmp_path / "real/circle.jpg")
     assert names(tmp_path / "data") == ["linked/cat/1.jpg"]
 
 

@@ -346,7 +346,7 @@ def test_data_loaders_of_plain_iterables() -> None:
     plain = torch.utils.data.DataLoader(TensorDataset(torch.zeros(6, 2), torch.zeros(6)), 3)
     dls = DataLoaders(plain, [1, 2], path="here")
     assert dls.train.source is plain and dls.valid == [1, 2] and dls[1] == [1, 2] and len(dls) == 2
-    assert (dls.path, dls.device, dls.n_inp) == (Path("here"), default_device(), 1)
+    assert (dls.path, dls.device, dls.n_inp) == (Path("here"), default_device(), None)
     assert dls.loss_func is None and not hasattr(dls, "vocab") and not hasattr(dls, "c")
     assert dls.one_batch()[0].shape == (3, 2)
     with pytest.raises(UsageError, match="There is no loader 2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -114,6 +115,19 @@ def test_a_key_of_the_legend_hides_its_curve_and_shows_it_again(browser, pages):
     assert_same_drawing(chart_state(browser), before)
 
 
+def test_a_row_of_a_comparison_comes_and_goes_in_all_charts(browser, pages):
+    browser.open(pages["comparison"])
+    pressed = (
+        "[...document.querySelectorAll('.legend .key.c1')].map(k => k.getAttribute('aria-pressed'))"
+    )
+    drawn = "[...document.querySelectorAll('path.c1')].map(p => p.getAttribute('d') !== '')"
+    assert set(browser.ask(drawn)) == {True}
+    browser.ask("document.querySelector('.legend .key.c1').click()")
+    assert set(browser.ask(drawn)) == {False} and set(browser.ask(pressed)) == {"false"}
+    browser.ask("[...document.querySelectorAll('.legend .key.c1')].at(-1).click()")
+    assert set(browser.ask(drawn)) == {True} and set(browser.ask(pressed)) == {"true"}
+
+
 def test_the_last_curve_stays(browser, pages):
     browser.open(pages["run"])
     keys = "[...document.querySelector('.legend').children]"
@@ -202,6 +216,33 @@ def test_a_zoom_into_100_000_updates_shows_each_of_many_points(browser, pages):
     browser.drag((left + width * 0.5, top + 50), (left + width * 0.6, top + 60))
     shown = len(chart_state(browser)["lines"][0])
     assert shown > share / 10 * 2.5  # of a tenth of the width, more than a tenth of what was drawn
+
+
+def test_numbers_below_a_narrow_chart_keep_apart(browser, pages):
+    edges = (
+        "[...document.querySelector('.plot').querySelectorAll('.xt')]"
+        ".map(t => t.getBoundingClientRect()).map(b => [b.left, b.right])"
+    )
+    for width, most in ((400, 4), (900, 7)):
+        browser.open(pages["long"], width=width)
+        labels = sorted(browser.ask(edges))
+        assert 2 <= len(labels) <= most
+        assert all(a[1] + 4 < b[0] for a, b in itertools.pairwise(labels))
+
+
+def test_a_finger_reads_zooms_and_scrolls(browser, pages):
+    browser.open(pages["run"], width=400, height=800)
+    left, top, width, height = browser.box(PLOT)
+    x, y = left + width / 2, top + height / 2
+    browser.touch((x, y))
+    assert tip(browser).startswith("update 150 ")
+    scrolled = browser.ask("scrollY")
+    browser.touch(*((left + width * share, y) for share in (0.3, 0.4, 0.5, 0.6)))
+    assert browser.ask("[document.querySelector('.reset').hidden, scrollY]") == [False, scrolled]
+    browser.ask("document.querySelector('.reset').click()")
+    browser.touch(*((x, y - 20 * i) for i in range(6)))
+    assert browser.ask("document.querySelector('.reset').hidden")
+    assert browser.ask("scrollY") > scrolled
 
 
 def test_keys_read_values_and_zoom(browser, pages):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import unicodedata
 import warnings
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_the_trained_are_asked_about_files_arrays_and_pictures(folder: Path) -> 
         batches = [next(iter(loader)) for loader in found]
         assert all(len(batch) == 1 and torch.equal(batch[0], batches[0][0]) for batch in batches)
         for wrong in (files[0], str(files[0]), opened[0]):
-            with pytest.raises(UsageError, match="expected a list of items"):
+            with pytest.raises(UsageError, match="is no list of items"):
                 dls.test_dl(wrong)
     rows = by_table.test_dl(by_table.valid_ds.items, with_labels=True)
     assert len(next(iter(rows))) == 2
@@ -294,6 +295,22 @@ def test_names_beyond_ascii(tmp_path: Path) -> None:
     other = unicodedata.normalize("NFD", composed)
     with pytest.raises(DataError, match="the same in the Unicode form NFC"):
         ImageDataLoaders.from_lists(tmp_path, [tmp_path / f"{other}.png"], ["a"], **CPU)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    for name in (b"caf\xe9", b"\x1b[31mred"):
+        try:
+            picture(tmp_path / os.fsdecode(name) / "1.png")
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=0, **CPU)
+    dls.summary()
+    assert r"vocab of 2: \x1b[31mred, caf\udce9" in capsys.readouterr().out
+    titles = {axes.get_title() for axes in dls.show_batch().axes}
+    assert titles == {r"\x1b[31mred", r"caf\udce9"}
 
 
 def table(folder: Path, text: str | bytes) -> None:

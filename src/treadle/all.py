@@ -1,8 +1,7 @@
 """The names for notebooks: `from treadle.all import *`.
 
 Each is written out in `__all__`, so that editors complete them and nobody is surprised: none hides
-a builtin or a module of the standard library. `torch`, `nn`, `F`, `np`, `partial` and `Path` come
-along because every notebook needs them.
+a builtin or a standard module. `torch`, `nn`, `F`, `np`, `partial` and `Path` come along.
 """
 
 from __future__ import annotations

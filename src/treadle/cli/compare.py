@@ -202,11 +202,10 @@ def rich_table(found: Comparison, wide: bool) -> Any:
     table.add_column("")
     for head in heads(found):
         table.add_column(head, justify="right", no_wrap=True)
-    best = {column: found.ranking(column)[:1] for column in found.columns}
     for row in found.rows:
         drawn = [Text(label(found, row))]
         for column, (mean, spread) in zip(found.columns, cells(found, row), strict=True):
-            cell = Text(mean, style="bold" if row in best[column] else "")
+            cell = Text(mean, style="bold" if row is found.best(column) else "")
             if spread:
                 cell.append(f"{' ' if wide else chr(10)}{spread}", style="not bold dim")
             drawn.append(cell)

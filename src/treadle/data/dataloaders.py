@@ -149,10 +149,11 @@ class DataLoaders:
         return c
 
     @property
-    def n_inp(self) -> int:
-        """How many elements of a batch are inputs; the others are targets."""
+    def n_inp(self) -> int | None:
+        """How many elements of a batch are inputs; the others are targets. None where nobody says:
+        then the last is the target, and an only one an input."""
         known = (getattr(holder, "n_inp", None) for holder in (self.train, self._dataset))
-        return next((n_inp for n_inp in known if n_inp is not None), 1)
+        return next((n_inp for n_inp in known if n_inp is not None), None)
 
     @property
     def loss_func(self) -> Callable[..., Any] | None:

@@ -8,7 +8,7 @@ import re
 import stat
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,11 @@ __all__ = ["MODES", "Frame", "Goal", "Pixels", "open_image", "read_file", "read_
 MODES = {"RGB": "RGB", "L": "GRAY"}
 """The modes that images are decoded to, and libjpeg-turbo's names of them."""
 
-Pixels = NDArray[np.uint8]
-"""C-contiguous, of shape (H, W, 3) for RGB and (H, W) for grey."""
+Pixels: TypeAlias = NDArray[np.uint8]
+"""A picture: uint8 of shape (H, W, 3) for RGB, (H, W) for grey and masks."""
 
-Frame = tuple[int, int]
-"""Height and width, in pixels, of the upright picture at its full size."""
+Frame: TypeAlias = tuple[int, int]
+"""(height, width), in pixels: of the upright picture at its full size, unless it is said."""
 
 Goal = Callable[[Frame], tuple[int, int]]
 """From the frame to the (height, width) that the picture will be resized to."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["describe", "name_of", "shortened"]
+__all__ = ["describe", "name_of", "printable", "shortened"]
 
 
 def describe(value: Any) -> str:
@@ -45,12 +45,30 @@ def shortened(value: Any, most: int = 10) -> str:
     'a, b, ... d'
     """
     if isinstance(value, list | tuple | set | frozenset):
-        members = list(map(str, value))
+        members = list(value)
+        shown = [*map(_on_one_line, members[:most])]
         if len(members) > most:
-            members = [*members[:most], f"... {members[-1]}"]
-        return ", ".join(members) or "(none)"
-    text = " ".join(str(value).split())
+            shown.append(f"... {_on_one_line(members[-1])}")
+        return ", ".join(shown) or "(none)"
+    text = _on_one_line(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _on_one_line(value: Any) -> str:
+    return printable(" ".join(str(value).split()))
+
+
+def printable(value: Any) -> str:
+    """`value` as text that a terminal takes as text: what is no character, such as the bytes of a
+    file's name that are not UTF-8, and what would steer the terminal is written as an escape.
+
+    >>> printable("caf\\udce9 \\x1b[31m")
+    'caf\\\\udce9 \\\\x1b[31m'
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _range(array: np.ndarray[Any, Any]) -> str:

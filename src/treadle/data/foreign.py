@@ -19,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from treadle.data.addressed import addressed
+from treadle.data.decode import Frame
 from treadle.data.describe import describe
 from treadle.data.draws import Draws
 from treadle.data.resting import at_rest, leaves, name_in_torchvision, one_line, refuse, version
@@ -27,8 +28,6 @@ from treadle.data.transforms import BatchTransform, ItemTransform
 from treadle.errors import UsageError
 
 __all__ = ["Foreign", "is_foreign"]
-
-Frame = tuple[int, int]
 
 _PIXELS = ("image", "mask")
 _COLOURS = set(

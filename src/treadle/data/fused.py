@@ -19,13 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from treadle.data.buffers import Buffers
+from treadle.data.decode import Pixels
 from treadle.data.sampling import Sampling, halvings_of
 from treadle.native import Kernel, NoCompiler, build
 
-__all__ = ["Pass", "Pixels", "compiled"]
-
-Pixels = NDArray[np.uint8]
-"""A picture: uint8 of shape (H, W, 3), or (H, W) if it is grey; a window into a larger one too."""
+__all__ = ["Pass", "compiled"]
 
 _PICTURE = np.dtype(
     [

@@ -56,13 +56,20 @@ def _walk(
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is(entry, "dir"):
             status = entry.stat()
             around = (status.st_dev, status.st_ino) in above
             if not around and (wanted is None or entry.name in wanted):
                 yield from _walk(folder / entry.name, None, above)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():  # noqa: PTH122  (entries are plain strings, and many)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _is(entry, "file"):  # noqa: PTH122  (entries are plain strings, and many)
             yield folder / entry.name  # half the time of Path(entry.path)
+
+
+def _is(entry: os.DirEntry[str], kind: str) -> bool:
+    try:
+        return entry.is_dir() if kind == "dir" else entry.is_file()
+    except OSError:  # a link to itself is neither
+        return False
 
 
 def parent_label(item: str | os.PathLike[str]) -> str:

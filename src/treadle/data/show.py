@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from treadle.data.blocks import BBoxLblBlock, Block, MaskBlock
 from treadle.data.datasets import Dataset
+from treadle.data.describe import printable
 from treadle.data.loaders import Batch, DataLoader
 from treadle.data.targets import in_pixels
 from treadle.errors import UsageError
@@ -112,12 +113,9 @@ def _in_words(block: Block | None, value: torch.Tensor) -> str:
     known = block.decode(value) if block is not None else value
     if isinstance(known, torch.Tensor):
         known = known.tolist() if known.numel() <= 10 else f"{tuple(known.shape)} numbers"
-    if isinstance(known, float):
-        return f"{known:.4g}"
-    if isinstance(known, list):
-        parts = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in known]
-        return ", ".join(parts) or "(none)"
-    return str(known)
+    parts = known if isinstance(known, list) else [known]
+    words = [f"{part:.4g}" if isinstance(part, float) else printable(part) for part in parts]
+    return ", ".join(words) or "(none)"
 
 
 def _show(
@@ -133,7 +131,7 @@ def _show(
     for axes, drawn in zip(figure.axes, marks, strict=True):
         for row, is_true in drawn:
             names = [
-                [str(block.vocab[int(i)]) for i in value]
+                [printable(block.vocab[int(i)]) for i in value]
                 for block, value in row
                 if isinstance(block, BBoxLblBlock) and block.vocab is not None
             ]

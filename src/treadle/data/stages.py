@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from treadle.data.addressed import addressed
+from treadle.data.decode import Pixels
 from treadle.data.describe import describe, name_of
 from treadle.data.draws import Draws
 from treadle.data.foreign import Foreign
-from treadle.data.fused import Pass, Pixels
+from treadle.data.fused import Pass
 from treadle.data.geometry import Geometric
 from treadle.data.lighting import Lighting, relight
 from treadle.data.normalize import Normalize

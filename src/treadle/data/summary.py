@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from treadle.data.collate import collate
 from treadle.data.datasets import Dataset, Datasets
-from treadle.data.describe import describe, name_of, shortened
+from treadle.data.describe import describe, name_of, printable, shortened
 from treadle.data.draws import Draws
 from treadle.data.loaders import DataLoader
 from treadle.data.making import Made, Task
@@ -26,7 +26,7 @@ __all__ = ["print_summary", "print_walk"]
 def print_summary(block: DataBlock, source: Any, bs: int) -> None:
     """Print each stage of `block` on `source` with what comes out of it."""
     getter = "" if block.get_items is None else f"{name_of(block.get_items)} of "
-    named = source if isinstance(source, str | os.PathLike) else f"a {type(source).__name__}"
+    named = printable(source) if isinstance(source, str | os.PathLike) else type(source).__name__
     print(f"Items: {getter}{named}")
     parts: Datasets = block.datasets(source)
     print(f"  {len(parts.train)} training items, {len(parts.valid)} validation items")

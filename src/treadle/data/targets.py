@@ -20,14 +20,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from treadle.data.decode import Frame
 from treadle.data.sampling import Sampling, resample
 from treadle.data.transforms import PadMode
 from treadle.errors import UsageError
 
 __all__ = ["cut", "in_pixels", "moved", "normalised", "resized", "windowed"]
-
-Frame = tuple[int, int]
-"""(height, width), in pixels."""
 
 Window = tuple[int, int, int, int]
 """(top, left, height, width), in pixels; it may stick out of the picture."""

@@ -7,6 +7,7 @@
   const SIDE = 1000; /* of the drawing's own coordinates, which start at the top left */
   const MAX_POINTS = 2000; /* drawn of one curve */
   const TOP_HEAVY = 20; /* how far above the median a peak may be before the axis is logarithmic */
+  const TICK = 64; /* pixels that a number on the x axis needs */
   const NEAR = 0.012; /* of the width: what counts as the same place */
 
   /* Numbers */
@@ -169,6 +170,9 @@
       return parts.join("");
     };
 
+    /* How many numbers there is room for below the chart. */
+    const nAcross = () => Math.min(data.nTicks, Math.max(Math.floor(plot.clientWidth / TICK), 2));
+
     const isWhole = () => x === full && data.curves.every((curve) => curve.shown);
 
     const fitted = () => {
@@ -193,7 +197,7 @@
         curve.band?.setAttribute("d", curve.shown ? path(curve, "band", from, to) : "");
         curve.dot?.setAttribute("d", curve.shown ? path(curve, "dot", a, b) : "");
       }
-      const yTicks = ticks(y, data.nTicks, false), xTicks = ticks(x, data.nTicks, data.whole);
+      const yTicks = ticks(y, data.nTicks, false), xTicks = ticks(x, nAcross(), data.whole);
       const rule = ([v]) => `M0,${(SIDE * (1 - at(y, v))).toFixed(1)}h${SIDE}`;
       svg.querySelector(".grid").setAttribute("d", yTicks.map(rule).join(""));
       const inside = data.marks.filter((v) => x.lo <= v && v <= x.hi);
@@ -384,14 +388,22 @@
       act();
     });
 
-    for (const [i, key] of [...figure.querySelectorAll(".legend .key")].entries()) {
-      key.addEventListener("click", () => {
-        const curve = data.curves[i];
-        if (curve.shown && shown().length === 1) return; /* one stays */
-        curve.shown = !curve.shown;
-        key.setAttribute("aria-pressed", String(curve.shown));
+    const keysOfLegend = [...figure.querySelectorAll(".legend .key")];
+    /* Show or hide the curves of a kind; the last one that is shown stays. */
+    const turn = (kind, on) => {
+      for (const [i, curve] of data.curves.entries()) {
+        if (curve.kind !== kind || curve.shown === on || (!on && shown().length === 1)) continue;
+        curve.shown = on;
+        keysOfLegend[i].setAttribute("aria-pressed", String(on));
         hide();
         draw();
+      }
+    };
+    for (const [i, key] of keysOfLegend.entries()) {
+      key.addEventListener("click", () => {
+        const { kind, shown: on } = data.curves[i];
+        /* A row of a comparison has one colour in all charts, and comes and goes in all. */
+        for (const chart of kind.startsWith("c") ? charts : [turn]) chart(kind, !on);
       });
     }
 
@@ -400,7 +412,17 @@
     plot.setAttribute("aria-valuemax", x.hi);
     plot.setAttribute("aria-valuenow", x.hi);
     plot.setAttribute("aria-valuetext", data.place.replace("{}", plain(x.hi)));
+    let room = data.nTicks;
+    const fit = () => {
+      if (nAcross() === room) return;
+      room = nAcross();
+      hide();
+      draw();
+    };
+    fit();
+    window.addEventListener("resize", fit);
+    return turn;
   };
 
-  for (const figure of document.querySelectorAll("figure.chart")) enliven(figure);
+  const charts = [...document.querySelectorAll("figure.chart")].map(enliven);
 }

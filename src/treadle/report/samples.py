@@ -30,7 +30,7 @@ def seen(epochs: Sequence[SeenSamples]) -> str:
 def _worst(example: ConfusedExample) -> str:
     share = f"{100 * example.probability:.0f}\u202f%"
     right = example.actual == example.predicted
-    said = f"{esc(example.predicted)}, {share}"
+    said = f"{esc(example.predicted)}, {'right, ' if right else ''}{share}"
     if right:
         alt = f"{example.file_name}: {example.actual}, rightly, at {share}"
     else:

@@ -80,10 +80,12 @@ class Run:
 
     def value(self, column: str) -> float | None:
         """The last epoch's value of `column`, or the run's own: `total_seconds`,
-        `steps_per_second`. None where there is none, or none that is finite."""
-        if column in ("total_seconds", "steps_per_second"):
-            return float(getattr(self, column))
-        value = self.epochs[-1].get(column) if self.epochs else None
+        `steps_per_second`, `rate_found`. None where there is none, or none that is finite."""
+        value: Any = None
+        if column in ("total_seconds", "steps_per_second", "rate_found"):
+            value = getattr(self, column)
+        elif self.epochs:
+            value = self.epochs[-1].get(column)
         return float(value) if value is not None and math.isfinite(value) else None
 
     @classmethod
@@ -144,8 +146,11 @@ class Comparison:
 
     @property
     def columns(self) -> list[str]:
-        """What the table has: `metric_names`, `total_seconds` and `steps_per_second`."""
-        return [*self.metric_names, "total_seconds", "steps_per_second"]
+        """What the table has: `metric_names`, `total_seconds`, `steps_per_second`, and
+        `rate_found` where the rate finder was asked."""
+        asked = any(run.rate_found is not None for row in self.rows for run in row.runs)
+        found = ["rate_found"] if asked else []
+        return [*self.metric_names, "total_seconds", "steps_per_second", *found]
 
     @property
     def monitor(self) -> str:
@@ -169,6 +174,11 @@ class Comparison:
             {"name": row.name, **{column: row.summary(column) for column in self.columns}}
             for row in self.rows
         ]
+
+    def best(self, column: str) -> Row | None:
+        """The row with the best mean of `column`; None where there is none, or no better."""
+        ranking = self.ranking(column) if column != "rate_found" else []
+        return ranking[0] if ranking else None
 
     def ranking(self, column: str | None = None) -> list[Row]:
         """The rows that finished at least once, best mean of `column` (`monitor`) first."""

@@ -15,7 +15,40 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> float:
     """The middle of the longest descent: of the longest subsequence of falling losses, half its
     length back from where it ends."""
     end, length = _longest_descent(losses)
-    return float(lrs[max(end - length // 2, 0)])
+    # A third of the way in and half of the next, each rounded down, as fastai's rule does: on one
+    # curve both suggest one rate.
+    return float(lrs[max(end - length + length // 3 + length // 6, 0)])
+
+
+def slide(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    lr_diff: int = 15,
+    thresh: float = 0.005,
+    adjust_value: float = 1.0,
+) -> float:
+    """The left end of an interval that slides down from the right of the curve for as long as the
+    slopes at its two ends differ by more than `thresh`: the last rate before the loss takes off.
+
+    The interval is `lr_diff` points wide. Slopes are changes of the loss from one point to the
+    next, so `thresh` is in the loss's own unit. The rate is multiplied by `adjust_value`. Use
+    `partial(slide, thresh=...)` to set these. Where the curve is no longer than the interval, it is
+    the curve's first rate.
+
+    Source: A. Chang, "The interval slide rule", the slide of fastai's learning-rate finder.
+
+    >>> lrs = [10.0**k for k in range(-6, 0)]
+    >>> slide(lrs, [2.0, 2.0, 1.9, 1.6, 2.5, 5.0], lr_diff=2)
+    0.0001
+    """
+    left = len(losses) - 1 - lr_diff
+    if left < 0:
+        return float(lrs[0]) * adjust_value
+    slopes = np.gradient(np.asarray(losses, dtype=float))
+    differ = np.abs(slopes[lr_diff:] - slopes[:-lr_diff]) > thresh
+    while left > 0 and differ[left] and differ[left - 1]:
+        left -= 1
+    return float(lrs[left]) * adjust_value
 
 
 def minimum(lrs: Sequence[float], losses: Sequence[float]) -> float:

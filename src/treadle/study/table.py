@@ -18,7 +18,7 @@ def heads(comparison: Comparison) -> list[str]:
 
     Times are in seconds.
     """
-    own = {"total_seconds": "time, s", "steps_per_second": "steps/s"}
+    own = {"total_seconds": "time, s", "steps_per_second": "steps/s", "rate_found": "rate"}
     return [own.get(column, column.replace("_", " ")) for column in comparison.columns]
 
 
@@ -28,7 +28,8 @@ def cells(comparison: Comparison, row: Row) -> list[Cell]:
 
 
 def cell(column: str, summary: Summary | None) -> Cell:
-    """A mean and a spread, times and speeds with one decimal, all else with four.
+    """A mean and a spread, times and speeds with one decimal, rates with two digits, all else with
+    four decimals.
 
     >>> from treadle.study.comparison import Summary
     >>> cell("accuracy", Summary.of([0.9, 0.92])), cell("total_seconds", Summary.of([12.34]))
@@ -36,9 +37,10 @@ def cell(column: str, summary: Summary | None) -> Cell:
     """
     if summary is None:
         return "–", ""
-    digits = 1 if column in ("total_seconds", "steps_per_second") else 4
-    spread = "" if summary.spread is None else f"± {summary.spread:.{digits}f}"
-    return f"{summary.mean:.{digits}f}", spread
+    form = ".1f" if column in ("total_seconds", "steps_per_second") else ".4f"
+    form = ".2g" if column == "rate_found" else form
+    spread = "" if summary.spread is None else f"± {summary.spread:{form}}"
+    return f"{summary.mean:{form}}", spread
 
 
 def label(comparison: Comparison, row: Row) -> str:
@@ -67,14 +69,13 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
 
 def html_table(comparison: Comparison) -> str:
     """The same as HTML, everything in it escaped; the best mean of each column is bold."""
-    best = {column: comparison.ranking(column)[:1] for column in comparison.columns}
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *heads(comparison)))
     body = []
     for row in comparison.rows:
         tip = html.escape(row.describe)
         tds = [f'<th style="text-align:left" title="{tip}">{_esc(label(comparison, row))}</th>']
         for column, (mean, spread) in zip(comparison.columns, cells(comparison, row), strict=True):
-            said = f"<b>{mean}</b>" if row in best[column] else mean
+            said = f"<b>{mean}</b>" if row is comparison.best(column) else mean
             tds.append(f'<td style="text-align:right">{said} <small>{spread}</small></td>')
         body.append(f"<tr>{''.join(tds)}</tr>")
     said = "".join(f"<p>{_esc(sentence)}</p>" for sentence in comparison.verdict())

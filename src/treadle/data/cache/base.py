@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from treadle.data.decode import Frame, Pixels
 from treadle.errors import UsageError
 
 __all__ = ["Frame", "PixelCache", "Pixels", "checked", "in_bytes"]
-
-Pixels: TypeAlias = NDArray[np.uint8]
-"""A picture: uint8, C-contiguous, (H, W, 3) for RGB, (H, W) for grey and masks."""
-
-Frame: TypeAlias = tuple[int, int]
-"""(height, width) of the upright full-size picture that the pixels come from."""
 
 
 class PixelCache(ABC):
