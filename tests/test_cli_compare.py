@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import nn
 
-from treadle.cli.compare import rich_table
+from treadle.cli.compare import tell
 from treadle.cli.main import run
 from treadle.cli.optimizers import chapter_rows, read_opts, recipes
 from treadle.data import DataLoaders
@@ -147,7 +145,7 @@ def test_ctrl_c_leaves_a_page_and_says_how_to_go_on(images, tmp_path):
     assert process.returncode == 130
     assert err == "treadle: interrupted\n"
     n = len(kept(out))
-    assert f"{n} of 100 trainings are kept; the same command goes on." in said
+    assert f"{n} of 100 trainings are done; the same command goes on." in said
     assert read(out).missing == 100 - n
     assert "still to be done" in (out / "report.html").read_text()
 
@@ -327,6 +325,26 @@ def test_a_file_that_does_not_run_is_named_with_its_line(text, words, tmp_path):
     assert words in str(refused.value)
 
 
+def test_recipes_of_one_name_are_two_rows(steppers, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / steppers.name).write_text(STEPPERS)
+    other = f"{tmp_path / 'other' / steppers.name}:signs"
+    assert list(read_opts([], [f"{steppers}:signs", other], None)) == [
+        "my_steppers.py:signs",
+        other,
+    ]
+
+
+def test_where_nothing_gets_to_its_end_the_command_fails(images, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def f(p, lr): raise OSError('no')\n\n\nsteppers = [f]\n")
+    given = ["--opt-file", tmp_path / "mine.py:steppers", "--seeds", 1]
+    assert run(asked(images, *given, "--out", tmp_path / "study")) == 2
+    said = capsys.readouterr()
+    assert "OSError: no" in said.out
+    assert f"{tmp_path / 'mine.py'}, line 1" in said.out
+    assert said.err == "treadle: no training got to its end; the reasons are above.\n"
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         read_opts([], [f"{tmp_path / 'my.py'}:x"], None)
@@ -335,20 +353,21 @@ def test_a_file_that_is_not_there(tmp_path):
 # The rest
 
 
-def test_the_table_fits_into_80_columns():
+def test_the_table_fits_into_80_columns(tmp_path, capsys, monkeypatch):
     epochs = [{"train_loss": 12.3456, "valid_loss": 1234.5, "accuracy": 0.5}]
     times = {"total_seconds": 12345.6, "steps_per_second": 1234.5, "rate_found": 1.2e-3}
     runs = [Run(seed, epochs=epochs, **times) for seed in range(3)]
     rows = [Row(name, "x", runs) for name in chapter_rows()]
     found = Comparison("t", {}, ["train_loss", "valid_loss", "accuracy"], rows, range(3))
-    for width in (80, 120):
-        console = Console(width=width, record=True, file=io.StringIO())
-        console.print(rich_table(found, wide=width == 120))
-        lines = [line.rstrip() for line in console.export_text().splitlines()]
-        assert max(map(len, lines)) <= width
-        assert not any("…" in line for line in lines)
-        assert any("SGD from one stepper" in line for line in lines) or width == 80
-        assert sum("±" in line for line in lines) == len(rows)
+    for width in (80, 160):
+        monkeypatch.setenv("COLUMNS", str(width))
+        tell(found, tmp_path)
+        lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        table = lines[: lines.index(found.verdict()[0])]
+        assert max(map(len, table)) <= width
+        assert not any("…" in line for line in table)
+        assert sum("±" in line for line in table) == len(rows)
+        assert any(line.count("12.3456 ± 0.0000") for line in table) == (width == 160)
 
 
 @pytest.mark.parametrize(

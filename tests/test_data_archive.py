@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -14,7 +15,7 @@ import time
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from treadle.data.archive import Unpacked, unpack
 from treadle.data.download import untar_data
 from treadle.data.home import NoRoomError, data_home
-from treadle.data.unpacking import Limits
+from treadle.data.unpacking import Limits, Unpacking
 from treadle.errors import DataError, TreadleError, UsageError
 
 Member = tuple[tarfile.TarInfo, bytes | None]
@@ -478,6 +479,18 @@ def test_larger_than_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     loose = Limits(ratio=1e9)
     with pytest.raises(NoRoomError, match=r"needs 419\.4 MB, .* has 314\.6 MB free"):
         put(tmp_path, body, loose)
+
+
+def test_a_disk_that_becomes_full(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(b"x" * 100)
+    into = Unpacking(tmp_path / "archive", tmp_path, Limits())
+
+    def body() -> Iterator[bytes]:
+        yield b"some"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(NoRoomError, match="became full while archive was unpacked"):
+        into.add_file("toy", body())
 
 
 def test_a_long_header_costs_no_memory(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
 
 from treadle.data import (
     Block,
     CategoryBlock,
     DataBlock,
+    DataLoaders,
     ImageBlock,
     MultiCategoryBlock,
     RegressionBlock,
@@ -223,3 +225,12 @@ def test_two_vocabs(tmp_path: Path) -> None:
     dls = plan.dataloaders(range(10), bs=4, device="cpu")
     assert dls.vocab == [["a", "b"], ["x", "y", "z"]]
     assert not hasattr(dls, "c")
+
+
+def test_data_sets_of_others_may_name_their_classes() -> None:
+    data: Any = TensorDataset(torch.zeros(6, 2), torch.arange(6) % 2)
+    dls = DataLoaders.from_dsets(data, data, bs=2, device="cpu")
+    assert not hasattr(dls, "c") and dls.decode_target(torch.tensor(1)) == 1
+    data.vocab = ["no", "yes"]
+    dls = DataLoaders.from_dsets(data, data, bs=2, device="cpu")
+    assert dls.c == 2 and dls.decode_target(torch.tensor(1)) == "yes"

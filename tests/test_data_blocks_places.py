@@ -277,3 +277,21 @@ def test_results_of_masks_and_points_are_shown() -> None:
     figure = dls.show_results(dls.valid, dls.valid.one_batch(), torch.zeros(2, 2))
     said = figure.axes[0].lines[1].get_xydata()
     assert np.allclose(said, [[WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5]])
+
+
+def test_inputs_alone_and_side_by_side_are_shown() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    items = [item(i) for i in range(10)]
+    alone = DataBlock((ImageBlock,), get_x=lambda i: i["image"]).dataloaders(items, bs=4)
+    assert [axes.get_title() for axes in alone.show_batch(max_n=2).axes] == ["", ""]
+    assert alone.loss_func is None and not hasattr(alone, "c") and not hasattr(alone, "vocab")
+    pair = DataBlock(
+        (ImageBlock, ImageBlock("L"), PointBlock),
+        get_x=[lambda i: i["image"]] * 2,
+        get_y=lambda i: i["points"],
+    )
+    figure = pair.dataloaders(items, bs=4, device="cpu").show_batch(max_n=1)
+    assert figure.axes[0].images[0].get_array().shape == (HEIGHT, 2 * WIDTH, 3)
+    assert (figure.axes[0].lines[0].get_xdata() < WIDTH).all()

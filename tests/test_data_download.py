@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -254,6 +255,9 @@ def test_a_damaged_archive_is_named_and_removed(server: Server, home: Path, body
         ("http://host/...tgz", "does not name an archive"),
         ("http://host/a%5Cb.tgz", "does not name an archive"),
         ("http://host/a%1Bb.tgz", "does not name an archive"),
+        ("http://[::1/toy.tgz", "is not an address"),
+        ("http://host:port/toy.tgz", "is not an address that can be asked"),
+        ("http://a..b/toy.tgz", "is not an address that can be asked"),
     ],
 )
 def test_addresses_that_cannot_be_meant(url: str, match: str) -> None:
@@ -460,6 +464,32 @@ def test_a_part_without_a_true_note_is_not_used(server: Server, tmp_path: Path, 
     assert everything_in(tmp_path) == ["f"]
 
 
+@pytest.mark.parametrize("cut", [0, 2])
+def test_chunks_without_a_length(
+    server: Server, tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP/1.1 marks their end, so a cut is seen, and gone on from."""
+    answer = server.answer
+
+    def chunked(handler: BaseHTTPRequestHandler, ask: Asked, n: int) -> None:
+        if n:
+            answer(handler, ask, n)
+            return
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.send_header("ETag", '"v1"')
+        handler.end_headers()
+        pieces = [BIG[:5000], BIG[5000:9000], BIG[9000:]]
+        for piece in pieces[: cut or None]:
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        handler.wfile.write(b"" if cut else b"0\r\n\r\n")
+
+    url = server.serve("/f", BIG)
+    monkeypatch.setattr(server, "answer", chunked)
+    assert fetch(url, tmp_path / "f").read_bytes() == BIG
+    assert [ask.range for ask in server.asked[1:]] == (["bytes=9000-"] if cut else [])
+
+
 # --- what servers do wrong ---
 
 
@@ -599,6 +629,35 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_byte(
     url = server.serve("/f", BIG)
     with pytest.raises(NoRoomError, match=r"Downloading f needs 3\.1 MB, .* has 269\.5 MB free"):
         fetch(url, tmp_path / "f")
+
+
+def test_a_disk_that_becomes_full(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("treadle.data.fetch._copy", full)
+    with pytest.raises(NoRoomError, match=r"became full after 0\.0 MB of f\. Make room"):
+        fetch(server.serve("/f", BIG), tmp_path / "f")
+    assert everything_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("tag", ['"a\r\n b"', '"\xe9"', "W/x"])
+def test_a_tag_that_cannot_be_sent_back_is_not_used(
+    server: Server, tmp_path: Path, tag: str
+) -> None:
+    url = server.serve("/f", BIG, cut=[1000, None], etag=tag)
+    assert fetch(url, tmp_path / "f").read_bytes() == BIG
+    assert server.asked[1].range is None
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-5", "many"])
+def test_a_length_that_is_no_number_is_not_used(
+    server: Server, tmp_path: Path, length: str
+) -> None:
+    url = server.serve("/f", BIG, length=-1, headers={"Content-Length": length})
+    assert fetch(url, tmp_path / "f").read_bytes() == BIG
 
 
 def test_a_home_that_cannot_be_written(server: Server, tmp_path: Path) -> None:

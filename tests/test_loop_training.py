@@ -33,6 +33,7 @@ from treadle.all import (
     TerminateOnNaNCallback,
     event,
 )
+from treadle.errors import UsageError
 
 
 def test_a_cancelled_batch_changes_nothing_and_is_not_recorded():
@@ -491,3 +492,11 @@ def raising(error):
         raise error
 
     return raise_it
+
+
+def test_a_batch_without_a_target_is_an_error_in_training():
+    learn = tiny_learner()
+    x, _ = learn.dls.one_batch()
+    learn.dls = DataLoaders([(x,)], [(x,)])
+    with pytest.raises(UsageError, match="The batch has no target"):
+        learn.fit(1)

@@ -223,7 +223,7 @@ def test_numbers_below_a_narrow_chart_keep_apart(browser, pages):
         "[...document.querySelector('.plot').querySelectorAll('.xt')]"
         ".map(t => t.getBoundingClientRect()).map(b => [b.left, b.right])"
     )
-    for width, most in ((400, 4), (900, 7)):
+    for width, most in ((400, 5), (900, 7)):
         browser.open(pages["long"], width=width)
         labels = sorted(browser.ask(edges))
         assert 2 <= len(labels) <= most

@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"errors"},
     "learner": FLOOR_1 | FLOOR_2 | FLOOR_3 - {"data"},
     "vision": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},
-    "report": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},
-    "cli": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "vision", "report"},
-    "all": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "vision", "report"},
+    "interpret": FLOOR_1 | FLOOR_2 | {"callbacks", "run"},
+    "report": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret"},
+    "cli": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret", "vision", "report"},
+    "all": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret", "vision", "report"},
     "__main__": {"cli"},
     "__init__": {"all"},
 }

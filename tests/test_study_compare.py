@@ -27,6 +27,7 @@ from treadle.metrics import accuracy
 from treadle.optim import SGD, Adam, Optimizer, average_grad, momentum_step, sgd_step
 from treadle.run import write_json
 from treadle.study import Comparison, compare
+from treadle.study.clock import Clock
 from treadle.study.comparison import Row, Run, Summary
 from treadle.study.verdict import difference, t_quantile
 
@@ -163,6 +164,37 @@ def test_validation_does_not_count_as_training():
     run = quiet(lambda: learner(cbs=SlowValidation), {"a": SGD}, seeds=1)["a"].runs[0]
     assert run.total_seconds > 0.4
     assert run.seconds[-1] < run.total_seconds - 0.39
+
+
+def test_on_a_gpu_the_device_marks_the_time(monkeypatch):
+    """With stand-ins for CUDA's events, which tell milliseconds."""
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = time.perf_counter()
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 1000 * (end.at - self.at)
+
+    class OnGpu(Clock):
+        def before_fit(self):
+            super().before_fit()
+            self._on_gpu = True
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    learn, clock = learner(), OnGpu()
+    start = time.perf_counter()
+    with learn.no_logging(), learn.added_cbs(clock):
+        learn.fit(2)
+    assert len(clock.seconds) == len(learn.recorder.losses)
+    assert clock.seconds == sorted(clock.seconds)
+    assert 0 < clock.seconds[-1] <= clock.trained < time.perf_counter() - start
 
 
 def test_the_callers_random_numbers_are_left_alone():

@@ -41,12 +41,18 @@ class DownloadError(DataError):
     """A download that did not arrive whole."""
 
 
+_MOST_LISTED = 30
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A clause that names the nearest of `known`, or lists them all if none is near.
+    """A clause that names the nearest of `known`, or lists them if none is near.
 
     >>> nearest("resnet43", ["resnet34", "vgg16"])
     'did you mean resnet34?'
     """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known) or 'none'}."
+    if close:
+        return f"did you mean {close[0]}?"
+    others = f" and {len(known) - _MOST_LISTED} more" if len(known) > _MOST_LISTED else ""
+    return f"known are {', '.join(known[:_MOST_LISTED]) or 'none'}{others}."

@@ -64,9 +64,7 @@ def build(source: str, *flags: str) -> Kernel:
     return Kernel(_compile(compiler, source, flags, folder, key))
 
 
-def _compile(
-    compiler: str, source: str, flags: Sequence[str], folder: Path, key: str
-) -> Path:
+def _compile(compiler: str, source: str, flags: Sequence[str], folder: Path, key: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         text, made = Path(scratch, "kernel.c"), Path(scratch, "kernel.so")
         text.write_text(source, encoding="utf-8")

@@ -166,11 +166,13 @@ def plot_metrics(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Figure:
     return _figure_of(panels[0])
 
 
-def plot_confusion_matrix(cm: NDArray[np.integer[Any]], vocab: Sequence[object]) -> Figure:
+def plot_confusion_matrix(
+    cm: NDArray[np.integer[Any]], vocab: Sequence[object], normalize: bool = False
+) -> Figure:
     """Counts of (actual class, predicted class) as shades, with the numbers up to 30 classes.
 
     `cm` is (classes, classes), rows actual. A shade is a share of the row, so that a rare class
-    shows its errors as plainly as a common one.
+    shows its errors as plainly as a common one; with `normalize` the numbers are these shares.
 
     >>> figure = plot_confusion_matrix(np.array([[9, 1], [2, 8]]), ["cat", "dog"])
     >>> [text.get_text() for text in figure.axes[0].texts]
@@ -190,7 +192,8 @@ def plot_confusion_matrix(cm: NDArray[np.integer[Any]], vocab: Sequence[object])
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="actual")
         if n <= 30:
-            _label_cells(axes, counts, shares, [str(name) for name in vocab])
+            written = shares.round(2) if normalize else counts
+            _label_cells(axes, written, shares, [in_short(name) for name in vocab])
     return _figure_of(axes)
 
 
@@ -212,7 +215,7 @@ def show_images(
     """
     if len(images) == 0:
         raise UsageError("There are no images to show: the list is empty.")
-    names = [""] * len(images) if titles is None else [str(title) for title in titles]
+    names = [""] * len(images) if titles is None else [_title(title) for title in titles]
     _check_same_length("images", images, "titles", names)
     cols = ncols or math.ceil(math.sqrt(len(images)))
     cols = min(cols, len(images))
@@ -251,11 +254,29 @@ def show(figure: Figure) -> Figure:
     return figure
 
 
+def in_short(name: object, most: int = 24) -> str:
+    """A name as a label on one line: at most `most` characters, of a longer one its two ends, and
+    nothing that a font has no picture of, such as control characters.
+
+    >>> in_short("a\\tb"), in_short("the long-tailed tit of Scandinavia", most=16)
+    ('a b', 'the long…dinavia')
+    """
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(name)).split())
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[-tail:]}"
+
+
 def notebook_shell() -> Any:
     """The running IPython shell if a kernel is behind it, else None. Imports nothing."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell if getattr(shell, "kernel", None) is not None else None
+
+
+def _title(title: object) -> str:
+    return "\n".join(in_short(line, 32) for line in str(title).split("\n"))
 
 
 def _png(figure: Figure) -> bytes:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treadle.errors import UsageError
 from treadle.loop.events import Callback
 from treadle.loop.nested import map_tensors
+from treadle.metrics import batch_size
 
 
 class GatherPredsCallback(Callback):
@@ -36,8 +38,24 @@ class GatherPredsCallback(Callback):
         self.preds.append(map_tensors(_to_cpu, self.pred))
         self.targets.append(map_tensors(_to_cpu, self.y))
         if self.with_loss:
-            # With reduction="none" the loss has one number a sample, or one an output of it.
-            self.losses.append(self.loss.detach().reshape(len(self.loss), -1).mean(1).cpu())
+            n = batch_size(self.yb or self.xb)
+            self.losses.append(by_sample(self.loss.detach(), n).cpu())
+
+
+def by_sample(loss: Tensor, n: int) -> Tensor:
+    """A loss that was not reduced as one number for each of `n` samples, (n,): the mean over the
+    sample's outputs, if there are several, flattened or not. Raises `UsageError` if the loss has
+    another number of them.
+
+    >>> by_sample(torch.tensor([1.0, 3.0, 5.0, 5.0]), 2)
+    tensor([2., 5.])
+    """
+    if n == 0 or loss.numel() % n or loss.numel() == 0:
+        raise UsageError(
+            f"the loss of a batch of {n} samples has the shape {tuple(loss.shape)}; with "
+            'reduction="none" it must give one number a sample, or as many for each.'
+        )
+    return loss.reshape(n, -1).mean(1)
 
 
 def _to_cpu(t: Tensor) -> Tensor:

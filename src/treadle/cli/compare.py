@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from treadle.cli.optimizers import file_digests, read_opts
 from treadle.cli.train import TrainSettings, check, is_digits, load_data, settled
-from treadle.errors import UsageError
+from treadle.errors import TreadleError, UsageError
 
 if TYPE_CHECKING:
     from treadle.study import Comparison
@@ -41,7 +41,7 @@ class CompareSettings:
     """How many times to go through the training images."""
     lr: float | None = None
     """The rate of those that are given none [default: the optimizer's usual one]"""
-    each_finds_its_rate: Annotated[bool, Parameter(negative="")] = False
+    each_finds_its_rate: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Run the rate finder before each training, and take what it suggests."""
     arch: str = "resnet18"
     """The architecture: any classification model of torchvision."""
@@ -103,6 +103,8 @@ def compare(args: CompareSettings = CompareSettings()) -> None:
         leave(folder)
         raise
     tell(found, folder)
+    if not found.ranking():
+        raise TreadleError("no training got to its end; the reasons are above.")
 
 
 def data_settings(args: CompareSettings) -> TrainSettings:
@@ -160,10 +162,13 @@ def tell(found: Comparison, folder: Path) -> None:
     from rich.console import Console
 
     console = Console()
-    console.print(rich_table(found, wide=console.width >= WIDE), highlight=False)
+    wide = rich_table(found, wide=True)
+    needed = console.measure(wide, options=console.options.update(max_width=1000)).maximum
+    fits = needed <= console.width
+    console.print(wide if fits else rich_table(found, wide=False), highlight=False)
     for sentence in found.verdict():
-        console.print(sentence, highlight=False, markup=False)
-    console.print(f"report   {write_page(found, folder)}", highlight=False, markup=False)
+        console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    print(f"report   {write_page(found, folder)}")
 
 
 def leave(folder: Path) -> None:
@@ -177,7 +182,7 @@ def leave(folder: Path) -> None:
     total = len(found.rows) * len(found.seeds)
     if found.missing < total:
         print(f"report   {write_page(found, folder)}")
-    print(f"{total - found.missing} of {total} trainings are kept; the same command goes on.")
+    print(f"{total - found.missing} of {total} trainings are done; the same command goes on.")
 
 
 def write_page(found: Comparison, folder: Path) -> Path:
@@ -187,11 +192,9 @@ def write_page(found: Comparison, folder: Path) -> Path:
     return write_comparison(found, folder / "report.html")
 
 
-WIDE = 110  # columns of a terminal in which mean and spread stand side by side
-
-
 def rich_table(found: Comparison, wide: bool) -> Any:
-    """The table for a terminal; the best of each column is bold."""
+    """The table for a terminal, with mean and spread side by side if it is to be `wide`, else one
+    below the other; the best of each column is bold."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

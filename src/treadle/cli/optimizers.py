@@ -82,8 +82,8 @@ def read_opts(opts: Sequence[str], files: Sequence[str], lr: float | None) -> Ro
     for text in opts or ([] if files else [CHAPTER]):
         rows |= chapter_rows() if text == CHAPTER else {text: _read_opt(text, lr)}
     for text in files:
-        row = _read_file(text, lr)
-        rows[text.replace("\\", "/").rsplit("/", 1)[-1]] = row
+        short = text.replace("\\", "/").rsplit("/", 1)[-1]
+        rows[text if short in rows else short] = _read_file(text, lr)
     return rows
 
 

@@ -13,6 +13,7 @@ from treadle.data.blocks import Block, CategoryBlock, ImageBlock
 from treadle.data.dataloaders import DataLoaders
 from treadle.data.datasets import Dataset, Datasets
 from treadle.data.loaders import DataLoader
+from treadle.data.order import Order
 from treadle.data.pipeline import Transforms, listed
 from treadle.data.splitters import RandomSplitter, Splitter
 from treadle.data.summary import print_summary
@@ -119,6 +120,7 @@ class DataBlock:
         seed: int | None = None,
         device: torch.device | str | None = None,
         shuffle_train: bool = True,
+        sampler: Order | None = None,
         drop_last: bool = True,
         cache: str | None = "auto",
         on_error: str = "raise",
@@ -126,8 +128,8 @@ class DataBlock:
         """The loaders of `source`: training augmented, shuffled and without a last smaller batch.
 
         `path` is where a learner saves (None: the working folder). `val_bs` is the batch size of
-        validation, None means `bs`. The other arguments are those of `DataLoader`; `shuffle_train`
-        and `drop_last` are for the training loader. Both loaders have the same seed.
+        validation, None means `bs`. The other arguments are those of `DataLoader`; `shuffle_train`,
+        `sampler` and `drop_last` are for the training loader. Both loaders have the same seed.
         """
         parts = self.datasets(source)
         train = DataLoader(
@@ -135,6 +137,7 @@ class DataBlock:
             bs,
             shuffle=shuffle_train,
             drop_last=drop_last,
+            sampler=sampler,
             augment=True,
             item_tfms=self.item_tfms,
             batch_tfms=self.batch_tfms,

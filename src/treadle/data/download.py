@@ -91,7 +91,7 @@ def _home(base: str | os.PathLike[str] | None) -> Path:
 
 def _name(url: str) -> str:
     """The file name of the archive at `url`."""
-    name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
+    name = unquote(urlsplit(shown(url)).path).rsplit("/", 1)[-1]
     if (
         not name.endswith(SUFFIXES)
         or name.startswith(".")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from treadle.data.home import ensure_room, hidden, locked, megabytes
+from treadle.data.home import FULL, NoRoomError, ensure_room, hidden, locked, megabytes
 from treadle.data.progress import TransferBar
 from treadle.errors import DownloadError, UsageError
 
@@ -71,7 +71,7 @@ def fetch(
     expected, `NoRoomError` before the first byte where the disk is too small, `UsageError` for
     another scheme.
     """
-    if urlsplit(url).scheme not in SCHEMES:
+    if urlsplit(shown(url)).scheme not in SCHEMES:
         raise UsageError(f"{shown(url)!r} has a scheme that is not one of {', '.join(SCHEMES)}.")
     with locked(goal):
         if goal.is_file() and not again:
@@ -98,10 +98,15 @@ def fetch(
 def shown(url: str) -> str:
     """`url` as it may be shown and kept: without a password or a query, which may be a token.
 
+    Raises `UsageError` for what is no address.
+
     >>> shown("https://me:secret@host/toy.tgz?key=123")
     'https://host/toy.tgz'
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not an address ({error}).") from error
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
@@ -233,8 +238,16 @@ def _receive(part: _Part, expected: _Expected, bar: TransferBar) -> None:
             part.begin(_validator(answer), total)
         ensure_room(part.goal.parent, (total or 0) - offset, f"Downloading {part.goal.name}")
         most = total if total is not None else expected.size
-        with part.path.open("ab", buffering=0) as file:  # a kill loses nothing
-            got = _copy(answer, file, offset, most, bar)
+        try:
+            with part.path.open("ab", buffering=0) as file:  # a kill loses nothing
+                got = _copy(answer, file, offset, most, bar)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise NoRoomError(
+                f"The disk of {part.goal.parent} became full after {megabytes(part.size())} of "
+                f"{part.goal.name}. Make room, or give a folder elsewhere."
+            ) from error
     if total is not None and got < total:
         raise _Passing(f"{shown(part.url)} was cut off: got {got} of {total} bytes.")
 
@@ -259,15 +272,15 @@ def _copy(answer: Any, file: IO[bytes], got: int, most: int | None, bar: Transfe
 def _total(answer: Any) -> int | None:
     """The bytes of the whole file, as far as the server says."""
     if answer.status == 206:
-        told = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        told = re.fullmatch(r"bytes \d+-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
         return int(told[1]) if told else None
-    length = answer.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
+    told = re.fullmatch(r"\s*(\d{1,18})\s*", answer.headers.get("Content-Length", ""))
+    return int(told[1]) if told else None
 
 
 def _check_range(part: _Part, answer: Any, offset: int) -> None:
     """Refuse a range that does not continue the part: another place, or another version."""
-    start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    start = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
     validator = _validator(answer)
     same_version = validator in ("", part.validator) and part.total in (None, _total(answer))
     if not offset or start is None or int(start[1]) != offset or not same_version:
@@ -278,7 +291,8 @@ def _check_range(part: _Part, answer: Any, offset: int) -> None:
 def _validator(answer: Any) -> str:
     """What If-Range takes: a strong ETag, else the date of the last change, else nothing."""
     tag = str(answer.headers.get("ETag") or "")
-    return tag if tag.startswith('"') else str(answer.headers.get("Last-Modified") or "")
+    told = tag if tag.startswith('"') else str(answer.headers.get("Last-Modified") or "")
+    return told if told.isascii() and told.isprintable() else ""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -294,13 +308,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def _open(request: urllib.request.Request) -> Any:
+    try:
+        return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
+    except (http.client.InvalidURL, ValueError) as error:  # a port that is no number, a long host
+        name = shown(request.full_url)
+        raise UsageError(f"{name!r} is not an address that can be asked ({error}).") from error
+
+
 @contextmanager
 def _opened(part: _Part, request: urllib.request.Request) -> Iterator[Any]:
     """The open answer; whatever the network does wrong becomes a DownloadError."""
     name = shown(part.url)
     try:
-        opener = urllib.request.build_opener(_Redirects)
-        with opener.open(request, timeout=_TIMEOUT) as answer:
+        with _open(request) as answer:
             yield answer
     except urllib.error.HTTPError as error:
         with error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from treadle.errors import DataError
 
 __all__ = [
+    "FULL",
     "NoRoomError",
     "data_home",
     "ensure_room",
@@ -24,6 +26,9 @@ __all__ = [
 
 _RESERVE = 256 << 20  # bytes that a download or an unpacked archive leaves free on the disk
 _PATIENCE = 1.0  # seconds to wait for another process before saying so
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The numbers of the errors of a disk that is full, or full for this user."""
 
 
 class NoRoomError(DataError):

@@ -179,9 +179,15 @@ class Maker:
         """The stages that were left, each handed out when it has been run."""
         left, made.left = made.left, []
         args = made.kinds, made.n_inp, made.draws
-        for stage, elements in through_batch(left, made.elements, *args):
-            made.elements = elements
-            yield stage
+        try:
+            for stage, elements in through_batch(left, made.elements, *args):
+                made.elements = elements
+                yield stage
+        except Exception as error:
+            first = int(made.indices[0])
+            name = self.reader.name(first)
+            error.add_note(f"The batch has {len(made.indices)} samples, first {first}: {name}")
+            raise
         made.elements = [
             element.long() if kind == "mask" else element  # classes, as losses want them
             for kind, element in zip(made.kinds, made.elements, strict=True)

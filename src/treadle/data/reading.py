@@ -258,14 +258,25 @@ class Reader:
             if not isinstance(block, PixelBlock):
                 self._known[place] = [_UNKNOWN] * n
                 continue
-            values = [self.dataset.value(index, place) for index in range(n)]
-            are_files = all(isinstance(value, str | os.PathLike) for value in values)
-            if not are_files and self.resize is None:
+            files = self._files(place)
+            if files is None and self.resize is None:
                 continue  # they are in memory as they are
-            files, recipe = values if are_files else None, f"{block!r} {self.resize!r} {_made_by()}"
+            recipe = f"{block!r} {self.resize!r} {_made_by()}"
             opened = open_cache(self.cache, n, files, recipe, self._expected(place))
             if opened is not None:
                 self.caches[place] = opened
+
+    def _files(self, place: int) -> list[Any] | None:
+        """The files of all pictures; None where some are none. A getter may be slow: one is asked
+        first."""
+        assert isinstance(self.dataset, Dataset)
+        files = []
+        for index in range(len(self.dataset)):
+            value = self.dataset.value(index, place)
+            if not isinstance(value, str | os.PathLike):
+                return None
+            files.append(value)
+        return files
 
     def _expected(self, place: int) -> int:
         """About how many bytes the pictures of an element take."""

@@ -177,5 +177,10 @@ def _draw_box(axes: Axes, box: NDArray[Any], name: str, colour: str) -> None:
     )
     if name:
         axes.text(
-            left, top, name, color="white", fontsize=7, va="bottom", parse_math=False
+            *(left, top, name),
+            color="white",
+            fontsize=7,
+            va="bottom",
+            parse_math=False,
+            clip_on=True,  # out of the title
         ).set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 1})

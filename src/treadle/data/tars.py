@@ -27,7 +27,7 @@ def unpack_tar(stream: IO[bytes], into: Unpacking) -> None:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or a million are kept for nothing
                 _unpack_member(member, source, into)
-    except (tarfile.TarError, UnicodeError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         into.damaged(error)
     if len(source.block) < _BLOCK:
         into.damaged("it is cut off: its end mark is missing")

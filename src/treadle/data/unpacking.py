@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from treadle.data.home import NoRoomError, ensure_room, megabytes
+from treadle.data.home import FULL, NoRoomError, ensure_room, megabytes
 from treadle.data.manifest import FileRecord
 from treadle.errors import DataError
 
@@ -145,7 +145,7 @@ class Unpacking:
 
     def _explain(self, error: OSError) -> NoReturn:
         """An error of the disk, as a sentence; errors of the archive itself have no number."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise NoRoomError(
                 f"The disk of {self.folder} became full while {self.archive.name} was unpacked. "
                 "Make room, or give a folder elsewhere."

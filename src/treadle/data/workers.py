@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
-from typing import TypeVar
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Event, Thread, main_thread
+from typing import Generic, TypeVar
 
 __all__ = ["default_workers", "in_order"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_LOOK_UP_S = 0.1
+"""So often a worker without work looks whether it is still needed."""
 
 
 def default_workers() -> int:
@@ -31,23 +35,67 @@ def in_order(
     """`work(task, stop)` of each task, in order, at most `2 * workers` tasks ahead of the caller.
 
     With `workers=0` each is done when it is asked for. `stop` is set when nobody waits any more:
-    the iterator was closed, or a task failed. Work under way should then end early; what is
-    pending is not begun, and no thread is left when the iterator is closed.
+    the iterator was closed, a task failed, or the process is ending. Work under way should then
+    end early; what is pending is not begun, and no thread is left when the iterator is closed.
     """
-    stop = Event()
+    stop = _Stop()
     if workers == 0:
         for task in tasks:
             yield work(task, stop)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="treadle-data")
+    todo: SimpleQueue[_Job[Result] | None] = SimpleQueue()
+    threads = [
+        Thread(target=_run, args=(todo, stop), name=f"treadle-data-{k}") for k in range(workers)
+    ]
+    for thread in threads:
+        thread.start()
     pending: deque[Future[Result]] = deque()
     try:
         for task in tasks:
-            pending.append(pool.submit(work, task, stop))
+            job = _Job(work, task, stop)
+            pending.append(job.future)
+            todo.put(job)
             if len(pending) >= 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for _ in threads:
+            todo.put(None)
+        for thread in threads:
+            thread.join()
+
+
+class _Stop(Event):
+    """Is set, too, when the process ends while an iterator is alive: its threads are waited for."""
+
+    def is_set(self) -> bool:
+        return super().is_set() or not main_thread().is_alive()
+
+
+class _Job(Generic[Result]):
+    """A task to be done by one of the threads."""
+
+    def __init__(self, work: Callable[[Task, Event], Result], task: Task, stop: Event) -> None:
+        self.do: Callable[[], Result] = lambda: work(task, stop)
+        self.future: Future[Result] = Future()
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.do())
+        except BaseException as error:
+            self.future.set_exception(error)
+            del self  # which the error's traceback would hold, and its future the error
+
+
+def _run(todo: SimpleQueue[_Job[Result] | None], stop: Event) -> None:
+    while not stop.is_set():
+        try:
+            job = todo.get(timeout=_LOOK_UP_S)
+        except Empty:
+            continue
+        if job is None:
+            return
+        job.run()
+        del job

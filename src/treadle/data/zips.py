@@ -16,7 +16,7 @@ from treadle.data.unpacking import CHUNK, Unpacking
 __all__ = ["unpack_zip"]
 
 _ENCRYPTED = 0x1
-_LOCAL = struct.Struct("<4s22xHH")  # a local header: signature, ..., sizes of name and extra
+_LOCAL = struct.Struct("<26xHH")  # a local header: at its end the sizes of name and extra
 
 
 def unpack_zip(stream: IO[bytes], into: Unpacking) -> None:
@@ -61,10 +61,13 @@ def _check_places(
     """Refuse members that share bytes with one another or with the directory at `end`."""
     spans = []
     for info in members:
-        stream.seek(info.header_offset)
-        signature, name, extra = _LOCAL.unpack(stream.read(_LOCAL.size))
-        if signature != b"PK\x03\x04":
+        head = b""
+        if 0 <= info.header_offset < end:
+            stream.seek(info.header_offset)
+            head = stream.read(_LOCAL.size)
+        if len(head) < _LOCAL.size or not head.startswith(b"PK\x03\x04"):
             into.damaged(f"member {info.filename!r} is not where the directory says")
+        name, extra = _LOCAL.unpack(head)
         size = _LOCAL.size + name + extra + info.compress_size
         spans.append((info.header_offset, info.header_offset + size, info.orig_filename))
     spans.sort()

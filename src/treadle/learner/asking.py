@@ -48,10 +48,7 @@ class Asking(TrainingLoop):
             activation of the loss (probabilities for cross entropy).
         """
         gather = GatherPredsCallback(with_input, with_loss)
-        reports = [cb for cb in self.cbs if cb.reports]
-        unreduced = self.loss_not_reduced() if with_loss else nullcontext()
-        with self.removed_cbs(reports), self.added_cbs([gather, *as_list(cbs)]), unreduced:
-            self._run_validation(ds_idx, dl)
+        self.ask([gather, *as_list(cbs)], ds_idx, dl, with_loss)
         raw = concat(gather.preds)
         own: Callable[[Any], Any] = getattr(self.loss_func, "activation", _identity)
         result = [(act or own)(raw), concat(gather.targets)]
@@ -63,14 +60,27 @@ class Asking(TrainingLoop):
             result.append(concat(gather.losses))
         return tuple(result)
 
+    def ask(
+        self, cbs: Callbacks, ds_idx: int = 1, dl: Any = None, with_loss: bool = False
+    ) -> None:
+        """Run the model over a loader (`dls[ds_idx]`, or `dl`) for what `cbs` make of its batches.
+
+        It is a validation that nothing is reported of. `with_loss` has the loss not reduced: the
+        `loss` that callbacks see has a number for each sample, or for each output.
+        """
+        reports = [cb for cb in self.cbs if cb.reports]
+        unreduced = self.loss_not_reduced() if with_loss else nullcontext()
+        with self.removed_cbs(reports), self.added_cbs(cbs), unreduced:
+            self._run_validation(ds_idx, dl)
+
     def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
         """The answer for one item (a path or an image): the decoded label, its index or value, and
         the probabilities of all classes."""
         dl = self.dls.test_dl([item])
         preds, _, decoded = self.get_preds(dl=dl, with_decoded=True)
-        vocab = getattr(self.dls, "vocab", None)
-        label = vocab[int(decoded[0])] if vocab is not None else decoded[0].tolist()
-        return label, decoded[0], preds[0]
+        decode = getattr(self.dls, "decode_target", None)
+        label = decode(decoded[0]) if decode is not None else decoded[0]
+        return label.tolist() if isinstance(label, Tensor) else label, decoded[0], preds[0]
 
     def show_results(self, ds_idx: int = 1, dl: Any = None, max_n: int = 9) -> Any:
         """A figure of images of a loader, with their labels and what the model says of them."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from treadle.errors import UsageError
 from treadle.loop.events import (
     CancelBackwardException,
     CancelBatchException,
@@ -130,7 +131,8 @@ class TrainingLoop(Listeners):
         self("after_pred")
         self.loss = self.loss_func(self.pred, *self.yb) if self.yb else None
         self("after_loss")
-        if self.training and self.yb:
+        if self.training:
+            self._check_targets()
             self._do_backward()
             if self.window is None or self.window.is_due(last=self.iter + 1 == self.n_iter):
                 self._do_step()
@@ -176,6 +178,14 @@ class TrainingLoop(Listeners):
         n_inp = self._n_inp or max(len(parts) - 1, 1)
         self.xb, self.yb = parts[:n_inp], parts[n_inp:]
         self._gradient_is_in = False
+
+    def _check_targets(self) -> None:
+        if not self.yb:
+            raise UsageError(
+                "The batch has no target: nothing can be learnt from it. Let the loader give (x, y), "
+                "or (x, x) where the input is its own target; where batches are dicts, name the "
+                "targets: DataLoaders(..., targets=...)."
+            )
 
     def _forget_gradients(self) -> None:
         self.opt.zero_grad()

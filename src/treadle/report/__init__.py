@@ -1,15 +1,13 @@
-"""What a run says to a person: the HTML reports, and what the model takes for what."""
+"""What a run says to a person: the HTML reports."""
 
 from __future__ import annotations
 
 from treadle.report.collect import collect
 from treadle.report.comparison import write_comparison
 from treadle.report.html import write_report
-from treadle.report.interpret import ClassificationInterpretation
 from treadle.report.watch import ReportCallback
 
 __all__ = [
-    "ClassificationInterpretation",
     "ReportCallback",
     "collect",
     "write_comparison",

@@ -9,7 +9,7 @@ from typing import Any
 
 from treadle.data import CategoryBlock, Dataset
 from treadle.errors import UsageError
-from treadle.report.interpret import ClassificationInterpretation
+from treadle.interpret import ClassificationInterpretation
 from treadle.report.watch import ReportCallback
 from treadle.run.folder import environment
 from treadle.run.record import ClassBalance, RunRecord

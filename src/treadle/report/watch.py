@@ -12,7 +12,6 @@ import torch
 
 from treadle.loop.events import Callback
 from treadle.loop.nested import map_tensors
-from treadle.report.interpret import thumbnail
 from treadle.run.record import BatchTimes, SeenSamples, SlowBatch
 
 MAX_EPOCHS = 4  # of which samples are kept, beside the last

@@ -22,6 +22,7 @@ from treadle.data import (
     GrandparentSplitter,
     ImageBlock,
     MultiCategoryBlock,
+    Order,
     RandomSplitter,
     RegexLabeller,
     RegressionBlock,
@@ -49,6 +50,7 @@ class LoaderArguments(TypedDict, total=False):
     num_workers: int | None
     device: torch.device | str | None
     shuffle_train: bool
+    sampler: Order | None
     drop_last: bool
     cache: str | None
     on_error: str
@@ -60,8 +62,8 @@ class ImageDataLoaders(DataLoaders):
     All of them take `item_tfms` and `batch_tfms` (see `DataBlock`); `mode`, "RGB" or "L" (grey);
     `seed`, which determines the random split, the order and the augmentation; and as further
     keywords those of `DataBlock.dataloaders`: `bs`, `val_bs`, `num_workers`, `device`,
-    `shuffle_train`, `drop_last`, `cache`, `on_error`. `valid_pct` is the share of the items (0 to
-    1) that validates, chosen at random. `path` is also where a learner saves.
+    `shuffle_train`, `sampler`, `drop_last`, `cache`, `on_error`. `valid_pct` is the share of the
+    items (0 to 1) that validates, chosen at random. `path` is also where a learner saves.
 
     Files that do not exist are an error before anything is read, unless `on_error="skip"`.
     """
