@@ -332,6 +332,19 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str | None, str]] = {
         "toy/s",
         "sparse",
     ),
+    "sparse map of no numbers": (
+        lambda: pax({"GNU.sparse.map": "0,x"}, file("s")),
+        None,
+        "damaged",
+    ),
+    "file named as a folder": (
+        lambda: header("toy/") + bytes(1024),
+        "toy/",
+        "a file with the name of a folder",
+    ),
+    "bad bz2": (lambda: b"BZh9" + bytes(100), None, "Invalid data stream"),
+    "bad xz": (lambda: b"\xfd7zXZ\x00" + bytes(100), None, "damaged"),
+    "bad zst": (lambda: zstd_of(tar_of(file("toy/a")))[:40] + bytes(100), None, "damaged"),
     "pax path": (lambda: pax({"path": "../evil"}, file("toy/a")), "../evil", "leads out"),
     "gnu long name": (
         lambda: tar_of(file("../" + "d/" * 80 + "evil")),
@@ -404,6 +417,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str | None, str]] = {
     "zip drive": (lambda: zip_of((r"C:\evil", b"")), r"C:\evil", "absolute name"),
     "zip nul": (lambda: zip_of(("toy/a\0.txt", b"")), "toy/a\0.txt", "control character"),
     "zip symlink bit": (symlink_bit, "toy/l", "is a link"),
+    "zip fifo": (
+        lambda: zip_with(b"", external_attr=0o10644 << 16),
+        "toy/b",
+        "neither a file nor a folder",
+    ),
     "zip encrypted": (encrypted, "toy/a", "is encrypted"),
     "zip method": (
         lambda: zip_of(("toy/a", b"1"), method=zipfile.ZIP_LZMA),

@@ -24,7 +24,7 @@ import pytest
 from treadle.data import URLs, data_home, untar_data
 from treadle.data import fetch as fetching
 from treadle.data.fetch import fetch, shown
-from treadle.data.home import NoRoomError, locked, scratch_folder
+from treadle.data.home import NoRoomError, install, locked, scratch_folder
 from treadle.data.known import KNOWN, KnownData
 from treadle.data.manifest import verify
 from treadle.errors import DataError, DownloadError, UsageError
@@ -286,6 +286,18 @@ def test_the_mirror_has_the_file_of_the_same_name(
     server.serve("/base/imagenette2-160.tgz", GOOD)
     monkeypatch.setenv("TREADLE_DATA_MIRROR", mirror(folder, server.url + "/base"))
     assert (untar_data(URLs.IMAGENETTE_160) / "b/c.txt").is_file()
+
+
+@pytest.mark.parametrize("url", ["http://host/my%20sét%23.tgz?a=b", "http://host/my sét%23.tgz"])
+def test_names_beyond_ascii(
+    url: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.serve("/my%20s%C3%A9t%23.tgz", GOOD)
+    path = untar_data(url.replace("http://host", server.url).partition("?")[0])
+    assert path.name == "my sét#"
+    (tmp_path / "my sét#.tgz").write_bytes(GOOD)
+    monkeypatch.setenv("TREADLE_DATA_MIRROR", str(tmp_path))
+    assert untar_data(url, data=tmp_path / "mine", force_download=True).name == "my sét#"
 
 
 def test_a_mirror_without_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -835,6 +847,20 @@ def test_one_at_a_time_though_the_lock_file_comes_and_goes(tmp_path: Path) -> No
         thread.join()
     assert most == 1
     assert everything_in(tmp_path) == []
+
+
+def test_a_folder_that_is_there_stands_unless_it_is_replaced(tmp_path: Path) -> None:
+    for name in ("goal", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert install(tmp_path / "new", tmp_path / "goal") == tmp_path / "goal"
+    assert everything_in(tmp_path / "goal") == ["goal"]
+    install(tmp_path / "new", tmp_path / "goal", replace=True)
+    assert everything_in(tmp_path) == ["goal", "goal/new"]
+    assert install(tmp_path / "absent", tmp_path / "goal", replace=True) == tmp_path / "goal"
+    assert everything_in(tmp_path) == ["goal", "goal/new"]  # put back
+    with pytest.raises(FileNotFoundError):
+        install(tmp_path / "absent", tmp_path / "other")
 
 
 def test_the_data_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

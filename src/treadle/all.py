@@ -201,7 +201,7 @@ from treadle.schedule import (
     combined_cos,
 )
 from treadle.source import print_source
-from treadle.study import compare, lr_find, minimum, steep, valley
+from treadle.study import compare, lr_find, minimum, slide, steep, valley
 from treadle.vision import (
     ImageDataLoaders,
     cnn_learner,
@@ -236,21 +236,21 @@ __all__ = [
     "OptimWrapper", "Optimizer", "ParamScheduler", "Path", "Perplexity", "PointBlock", "Precision",
     "PrecisionMulti", "ProfilerCallback", "ProgressCallback", "QHAdam", "R2Score", "RAdam",
     "RMSProp", "RNNCallback", "RNNRegularizer", "RandomSplitter", "Recall", "RecallMulti",
-    "Recorder", "ReduceLROnPlateau", "RegexLabeller", "RegressionBlock", "Resize", "ResizeMethod",
-    "RocAuc", "RocAucBinary", "RocAucMulti", "Rule", "SaveModelCallback", "SchedCos", "SchedExp",
-    "SchedLin", "SchedNo", "SchedPoly", "ScheduleFreeAdamW", "ShortEpochCallback", "SumMetric",
-    "TensorBoardCallback", "TerminateOnNaNCallback", "TrackerCallback", "TrainEvalCallback",
-    "TrainTestSplitter", "TreadleError", "URLs", "UsageError", "WandbCallback", "Weighted",
-    "accuracy", "accuracy_multi", "adam_step", "adamw_steppers", "adapt", "aug_transforms",
-    "average_grad", "average_sqr_grad", "cnn_learner", "combine_scheds", "combined_cos", "compare",
-    "create_body", "create_head", "create_vision_model", "debias", "digits_path", "error_rate",
-    "event", "folder_dataloaders", "foreground_acc", "get_image_files", "hook_output",
-    "hook_outputs", "imagenet_stats", "l2_reg", "lamb_step", "larc_layer_lr", "larc_step",
-    "lr_find", "mae", "minimum", "momentum_step", "mse", "nesterov_step", "nn", "norm_params", "np",
-    "param_rules", "parent_label", "partial", "perplexity", "print_source", "qhadam_step",
-    "radam_step", "ranger", "read_csv", "resnet18", "resnet34", "resnet50", "resnet101",
-    "resnet152", "rms_prop_step", "rmse", "rnn_cbs", "sgd_step", "steep", "step_stat",
-    "top_k_accuracy", "torch", "trainable_params", "untar_data", "valley", "vision_learner",
-    "weight_decay",
+    "Recorder", "ReduceLROnPlateau", "RegexLabeller", "RegressionBlock", "RegressionInterpretation",
+    "Resize", "ResizeMethod", "RocAuc", "RocAucBinary", "RocAucMulti", "Rule", "SaveModelCallback",
+    "SchedCos", "SchedExp", "SchedLin", "SchedNo", "SchedPoly", "ScheduleFreeAdamW",
+    "SegmentationInterpretation", "ShortEpochCallback", "SumMetric", "TensorBoardCallback",
+    "TerminateOnNaNCallback", "TrackerCallback", "TrainEvalCallback", "TrainTestSplitter",
+    "TreadleError", "URLs", "UsageError", "WandbCallback", "Weighted", "accuracy", "accuracy_multi",
+    "adam_step", "adamw_steppers", "adapt", "aug_transforms", "average_grad", "average_sqr_grad",
+    "cnn_learner", "combine_scheds", "combined_cos", "compare", "create_body", "create_head",
+    "create_vision_model", "debias", "digits_path", "error_rate", "event", "folder_dataloaders",
+    "foreground_acc", "get_image_files", "hook_output", "hook_outputs", "imagenet_stats", "l2_reg",
+    "lamb_step", "larc_layer_lr", "larc_step", "lr_find", "mae", "minimum", "momentum_step", "mse",
+    "nesterov_step", "nn", "norm_params", "np", "param_rules", "parent_label", "partial",
+    "perplexity", "print_source", "qhadam_step", "radam_step", "ranger", "read_csv", "resnet18",
+    "resnet34", "resnet50", "resnet101", "resnet152", "rms_prop_step", "rmse", "rnn_cbs",
+    "sgd_step", "slide", "steep", "step_stat", "top_k_accuracy", "torch", "trainable_params",
+    "untar_data", "valley", "vision_learner", "weight_decay",
 ]
 # fmt: on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from treadle.data.archive import SUFFIXES, Unpacked, unpack
 from treadle.data.fetch import MIRROR, fetch, shown
@@ -109,7 +109,7 @@ def _source(url: str, name: str) -> str:
     """`url`, or the address of the same file at the mirror that the environment names."""
     if mirror := os.environ.get(MIRROR):
         base = mirror if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
-        return f"{base.rstrip('/')}/{name}"
+        return f"{base.rstrip('/')}/{quote(name)}"
     return url
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from treadle.data.home import FULL, NoRoomError, ensure_room, hidden, locked, megabytes
 from treadle.data.progress import TransferBar
@@ -223,7 +223,8 @@ def _receive(part: _Part, expected: _Expected, bar: TransferBar) -> None:
     headers = {"User-Agent": "treadle", "Accept-Encoding": "identity"}
     if offset:
         headers |= {"Range": f"bytes={offset}-", "If-Range": part.validator}
-    with _opened(part, urllib.request.Request(part.url, headers=headers)) as answer:  # noqa: S310  (fetch)
+    url = quote(part.url, safe="%:/?#[]@!$&'()*+,;=~")  # spaces and letters beyond ASCII
+    with _opened(part, urllib.request.Request(url, headers=headers)) as answer:  # noqa: S310  (fetch)
         total = _total(answer)
         if answer.status == 206:
             _check_range(part, answer, offset)
@@ -239,7 +240,7 @@ def _receive(part: _Part, expected: _Expected, bar: TransferBar) -> None:
         ensure_room(part.goal.parent, (total or 0) - offset, f"Downloading {part.goal.name}")
         most = total if total is not None else expected.size
         try:
-            with part.path.open("ab", buffering=0) as file:  # a kill loses nothing
+            with part.path.open("ab") as file:
                 got = _copy(answer, file, offset, most, bar)
         except OSError as error:
             if error.errno not in FULL:
@@ -258,6 +259,7 @@ def _copy(answer: Any, file: IO[bytes], got: int, most: int | None, bar: Transfe
     mark, since = got, time.monotonic()
     while chunk := answer.read1(_CHUNK):
         got += file.write(chunk)
+        file.flush()  # a kill loses nothing
         bar.at(got, most)
         if most is not None and got > most:  # of no use, and perhaps endless
             break

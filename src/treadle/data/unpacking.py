@@ -114,7 +114,7 @@ class Unpacking:
         self._make(path.parent, name)
         digest, size = hashlib.sha256(), 0
         try:
-            with path.open("xb", buffering=0) as file:
+            with path.open("xb") as file:
                 for chunk in body:
                     digest.update(chunk)
                     size += file.write(chunk)

@@ -143,13 +143,12 @@ class _PixelCount(Callback):
     """Counts pairs (actual, predicted) of pixels, on the device, and keeps the losses."""
 
     run_train = False
-    counts: Tensor | None
 
     def before_validate(self) -> None:
-        self.counts, self.losses = None, []
-        self.stray: Any = 0
-        index = getattr(self.loss_func, "ignore_index", None)
-        self.ignore: int | None = index
+        self.counts: Tensor | None = None
+        self.stray: Tensor | int = 0
+        self.losses: list[Tensor] = []
+        self.ignore: int | None = getattr(self.loss_func, "ignore_index", None)
 
     def after_batch(self) -> None:
         if self.pred is None:  # of a batch that was cancelled

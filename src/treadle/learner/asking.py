@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from treadle.callbacks.gather import GatherPredsCallback, concat
 from treadle.callbacks.recorder import Recorder
+from treadle.errors import UsageError
 from treadle.loop.listeners import Callbacks, as_list
 from treadle.loop.training import TrainingLoop, assigned
 
@@ -60,9 +62,7 @@ class Asking(TrainingLoop):
             result.append(concat(gather.losses))
         return tuple(result)
 
-    def ask(
-        self, cbs: Callbacks, ds_idx: int = 1, dl: Any = None, with_loss: bool = False
-    ) -> None:
+    def ask(self, cbs: Callbacks, ds_idx: int = 1, dl: Any = None, with_loss: bool = False) -> None:
         """Run the model over a loader (`dls[ds_idx]`, or `dl`) for what `cbs` make of its batches.
 
         It is a validation that nothing is reported of. `with_loss` has the loss not reduced: the
@@ -96,9 +96,25 @@ class Asking(TrainingLoop):
         if hasattr(loss_func, "reduction"):
             with assigned(loss_func, "reduction", "none"):
                 yield
-        else:
-            with assigned(self, "loss_func", partial(loss_func, reduction="none")):
-                yield
+            return
+        if not _takes_reduction(loss_func):
+            raise UsageError(
+                f"the loss {getattr(loss_func, '__name__', type(loss_func).__name__)} cannot give "
+                'a number for each sample; let it take reduction=, with "none" among its values, '
+                "as torch's losses do."
+            )
+        with assigned(self, "loss_func", partial(loss_func, reduction="none")):
+            yield
+
+
+def _takes_reduction(loss_func: Any) -> bool:
+    try:
+        inspect.signature(getattr(loss_func, "forward", loss_func)).bind_partial(reduction="none")
+    except TypeError:
+        return False
+    except ValueError:  # a function of C, which does not tell
+        return True
+    return True
 
 
 def _identity(out: Any) -> Any:

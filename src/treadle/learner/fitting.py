@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from treadle.loop.training import TrainingLoop
 from treadle.optim import make_opt
 from treadle.params import norm_params
 from treadle.schedule import SchedCos, Schedule, combine_scheds, combined_cos
-from treadle.study import lr_find, valley
+from treadle.study import Found, find, lr_find, valley
 
 Rate = float | slice | Sequence[float] | None
 
@@ -219,16 +219,34 @@ class Fitting(TrainingLoop):
 
     def lr_find(
         self,
-        start_lr: float = 1e-7,
+        start_lr: Rate = 1e-7,
         end_lr: float = 10,
         num_it: int = 100,
         stop_div: bool = True,
         show_plot: bool = True,
         suggest_funcs: Any = valley,
+        sweeps: int = 1,
+        strict: bool = False,
     ) -> Any:
-        """Suggest a learning rate by a trial sweep; the learner stays bit-for-bit as it was.
-        See `treadle.study.lr_find`."""
-        return lr_find(self, start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs)
+        """Suggest a learning rate, and the range of those that serve, by trial sweeps; the learner
+        stays bit-for-bit as it was. See `treadle.study.lr_find`."""
+        return lr_find(
+            self, start_lr, end_lr, num_it, stop_div, show_plot, suggest_funcs, sweeps, strict
+        )
+
+    def find(
+        self,
+        name: str,
+        values: Iterable[float] | None = None,
+        num_it: int = 100,
+        sweeps: int = 1,
+        lr: Rate = None,
+        show_plot: bool = True,
+        strict: bool = False,
+    ) -> Found:
+        """Suggest a value of the hyper-parameter `name` ("mom", "wd", ...) by short trainings, one
+        with each of `values`; the learner stays bit-for-bit as it was. See `treadle.study.find`."""
+        return find(self, name, values, num_it, sweeps, lr, show_plot, strict)
 
     # What a fit needs
 

@@ -1,4 +1,4 @@
-"""What a run says to a person: the HTML reports."""
+"""What a run or a comparison says to a person: the HTML report."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from treadle.interpret.pictures import thumbnail
 from treadle.loop.events import Callback
 from treadle.loop.nested import map_tensors
 from treadle.run.record import BatchTimes, SeenSamples, SlowBatch

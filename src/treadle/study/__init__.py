@@ -1,8 +1,22 @@
-"""Experiments on learners: the learning-rate finder, and trainings side by side."""
+"""Experiments on learners: the finders of hyper-parameters, and trainings side by side."""
 
 from treadle.study.compare import compare
 from treadle.study.comparison import Comparison
-from treadle.study.lr_find import LRFinder, lr_find
-from treadle.study.suggest import minimum, steep, valley
+from treadle.study.find import Found, find
+from treadle.study.lr_find import lr_find
+from treadle.study.suggest import minimum, slide, steep, valley
+from treadle.study.sweep import LRFinder, Sweep
 
-__all__ = ["Comparison", "LRFinder", "compare", "lr_find", "minimum", "steep", "valley"]
+__all__ = [
+    "Comparison",
+    "Found",
+    "LRFinder",
+    "Sweep",
+    "compare",
+    "find",
+    "lr_find",
+    "minimum",
+    "slide",
+    "steep",
+    "valley",
+]

@@ -72,8 +72,9 @@ def _median(sweeps: Sequence[Sweep]) -> Curve:
     for row, sweep in zip(table, sweeps, strict=True):
         row[: len(sweep.raw_losses)] = sweep.raw_losses
     table[np.isnan(table)] = np.inf
-    middle = np.sort(table, axis=0)[len(sweeps) // 2]  # of two the worse, which may be infinite
-    return middle[: int(np.argmin(np.isfinite(middle)))]
+    middle: Curve = np.sort(table, axis=0)[len(sweeps) // 2]  # of two the worse
+    lost = ~np.isfinite(middle)  # at the last point at the latest
+    return middle[: int(np.argmax(lost))]
 
 
 def _smoothed(curve: Curve, width: int) -> tuple[Curve, Curve]:
@@ -86,6 +87,11 @@ def _smoothed(curve: Curve, width: int) -> tuple[Curve, Curve]:
 
 
 def _too_few(n: int, num_it: int) -> str:
+    if n == 0:
+        return (
+            "The loss was not finite before the first update, so it is not the rate: look at data, "
+            "model and loss. TerminateOnNaNCallback says where it came from."
+        )
     if n < num_it:
         return (
             f"The loss diverged from the start: the sweep ended after {n} of {num_it} updates. "
@@ -103,7 +109,7 @@ def _no_fall(lrs: Sequence[float], smooth: Curve, start: float, clearly_above: f
         return (
             f"The loss stayed flat at {start:.3g} from the rate {lrs[0]:.2g} to "
             f"{lrs[len(smooth) - 1]:.2g}: it fell by no more than its own noise. Raise end_lr; "
-            "or raise sweeps or the batch size, if it is noise that hides the fall."
+            "or num_it, sweeps or the batch size, if it is noise that hides the fall."
         )
     if rising <= len(smooth) // 5:
         return (

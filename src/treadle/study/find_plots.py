@@ -17,6 +17,8 @@ def plot_sweeps(found: Any, num_it: int) -> Figure:
     """The smoothed loss of each sweep over the rate, the suggestions, and the range as a band.
     Where nothing is suggested, the title says why."""
     curves = [usable(sweep, num_it) for sweep in found.sweeps]
+    if not any(lrs for lrs, _ in curves):
+        curves = [(sweep.lrs, sweep.losses) for sweep in found.sweeps]
     lrs, losses = max(curves, key=lambda curve: len(curve[0]))
     marks = {
         name: (lr, losses[_nearest(lrs, lr)])

@@ -46,7 +46,7 @@ class Trial(Callback):
         loss = learn.loss if learn.window is None else learn.window.loss
         # Whether to stop is decided here and now, so each update waits for the device.
         self.raw_losses.append(loss.item())
-        self.done = len(self.raw_losses) >= self.num_it or self.is_lost()
+        self.done = self.is_lost() or len(self.raw_losses) >= self.num_it
 
     def is_lost(self) -> bool:
         """Whether to go on is no use; asked after each update."""
