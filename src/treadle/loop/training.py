@@ -183,8 +183,8 @@ class TrainingLoop(Listeners):
         if not self.yb:
             raise UsageError(
                 "The batch has no target, so nothing can be learnt from it. Let the loader give "
-                "(x, y), or (x, x) where the input is its own target; where batches are dicts, name "
-                "the targets: DataLoaders(..., targets=...)."
+                "(x, y), or (x, x) where the input is its own target; where batches are dicts, "
+                "name the targets: DataLoaders(..., targets=...)."
             )
 
     def _forget_gradients(self) -> None:
