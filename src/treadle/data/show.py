@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def show_batch(loader: DataLoader, batch: Batch, max_n: int = 9) -> Figure:
 
 def show_results(loader: DataLoader, batch: Batch, answers: torch.Tensor, max_n: int = 9) -> Figure:
     """A figure of the first `max_n` images of a batch of `loader` with what is true and what the
-    model says. Above an image stands its label, and below that the model's, where it is another.
+    model says. Above an image stands its label, and below that the model's, where it is another
+    (of numbers, always).
     A mask has two pictures, the true one first. True points are blue, the model's orange.
     """
     images = _inputs(loader, batch, max_n)
@@ -67,12 +69,16 @@ def show_results(loader: DataLoader, batch: Batch, answers: torch.Tensor, max_n:
     if isinstance(block, MaskBlock):
         twice = [image for image in images for _ in range(2)]
         marks = [[([(block, mask)], True)] for pair in pairs for mask in pair]
-        return _show(twice, ["label", "model"] * len(images), marks, _size(batch))
+        ncols = 2 * math.ceil(math.sqrt(len(images) / 2))  # the two stay side by side
+        return _show(twice, ["label", "model"] * len(images), marks, _size(batch), ncols)
     if block is not None and block.kind is not None:
         drawn = [[([(block, y)], True), ([(block, said.view_as(y))], False)] for y, said in pairs]
         return _show(images, [""] * len(images), drawn, _size(batch))
     words = [(_in_words(block, y), _in_words(block, said)) for y, said in pairs]
-    titles = [actual if actual == said else f"{actual}\nnot {said}" for actual, said in words]
+    if batch[-1].is_floating_point():  # numbers are near, and hardly ever the same
+        titles = [f"{actual}\nmodel: {said}" for actual, said in words]
+    else:
+        titles = [actual if actual == said else f"{actual}\nnot {said}" for actual, said in words]
     return _show(images, titles, [[] for _ in images], _size(batch))
 
 
@@ -123,11 +129,12 @@ def _show(
     titles: Sequence[str],
     marks: Sequence[Sequence[tuple[Sequence[Target], bool]]],
     size: Size,
+    ncols: int | None = None,
 ) -> Figure:
     """The images with their titles, and in each the targets that are places in it."""
     from treadle.plots import show, show_images
 
-    figure = show_images(images, titles)
+    figure = show_images(images, titles, ncols)
     for axes, drawn in zip(figure.axes, marks, strict=True):
         for row, is_true in drawn:
             names = [

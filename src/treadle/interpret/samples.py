@@ -103,7 +103,7 @@ def check_same(now: Tensor, then: Tensor) -> None:
 
     Raises `UsageError` otherwise.
     """
-    now, then = now.detach().cpu(), then.detach().cpu()
+    now, then = (t.detach().cpu().reshape(len(t), -1) for t in (now, then))
     if now.shape != then.shape or not torch.allclose(
         now.double(), then.double(), rtol=1e-2, atol=1e-4, equal_nan=True
     ):
