@@ -352,6 +352,12 @@ def test_a_loss_without_reduction_is_told():
     assert learn.loss_func is my_loss
 
 
+def test_a_loss_that_is_reduced_all_the_same_is_told():
+    learn = torch_learner(lambda pred, y, reduction: F.cross_entropy(pred, y))
+    with pytest.raises(UsageError, match="16 samples has the shape \\(\\); with"):
+        ClassificationInterpretation.from_learner(learn)
+
+
 def test_what_is_no_single_label_is_sent_elsewhere():
     learn = torch_learner(nn.MSELoss())
     x, y = learn.dls.valid.source.dataset.tensors

@@ -131,6 +131,7 @@ def test_the_worst_pictures_stand_beside_their_masks_and_the_models():
         assert (shown == y[i].numpy()).all()
         np.testing.assert_array_equal(model.images[1].get_array().data, said[i])
         assert plain.get_title() == f"loss {interp.losses[i]:.3g}"
+    assert len(interp.plot_top_losses(3, ncols=2).axes) == 9
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == CODES
 

@@ -32,7 +32,7 @@ from treadle.plots import ORANGE, show_images
 HERE = Path(__file__).parent
 HEIGHT, WIDTH, FINER = 240, 320, 4
 CODES = ["air", "sea", "land", "boat"]
-POINTS = [(186, 52), (128, 170), (244, 170)]  # the top of the mast, stern and bow
+POINTS = [(186, 54), (128, 159), (244, 159)]  # the top of the mast, stern and bow
 SHAPES: list[tuple[str, tuple[int, int, int], list[tuple[int, int]]]] = [
     ("land", (92, 96, 118), [(0, 142), (40, 112), (74, 126), (122, 98), (176, 130), (214, 142)]),
     ("land", (74, 84, 96), [(232, 142), (272, 118), (320, 108), (320, 142)]),
@@ -103,9 +103,11 @@ def eight_epochs(dl: DataLoader) -> None:
 def targets(dl: DataLoader) -> None:
     batches = epochs(dl, 4)
     pictures = [shown_images(dl, x)[0] for x, _, _ in batches]
-    figure = show_images(pictures, ["epoch 0", *"123"], ncols=4, figsize=(8, 2.2))
+    figure = show_images(
+        pictures, [f"epoch {epoch}" for epoch in range(4)], ncols=4, figsize=(8, 2.2)
+    )
     for axes, (_, mask, points) in zip(figure.axes, batches, strict=True):
-        axes.imshow(mask[0], cmap="tab10", vmax=9, alpha=0.45, interpolation="nearest")
+        axes.imshow(mask[0], cmap="viridis", vmin=0, vmax=3, alpha=0.5, interpolation="nearest")
         size = (mask.shape[1], mask.shape[2])
         x, y = in_pixels("points", points[0], size).numpy().T - 0.5
         axes.plot(x, y, "o", color=ORANGE, markeredgecolor="white", markersize=6)
@@ -126,6 +128,7 @@ def stages(dl: DataLoader) -> None:
     }
     figure = show_images(list(steps.values()), list(steps), ncols=4, figsize=(9.6, 2.3))
     for axes in figure.axes:  # one scale for all
+        axes.title.set(ha="left", x=0)
         axes.set(xlim=(-0.5, WIDTH - 0.5), ylim=(HEIGHT - 0.5, -0.5))
     save(figure, "stages.png")
 

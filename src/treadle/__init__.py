@@ -2,11 +2,14 @@
 
 `from treadle.all import *` brings the names for a notebook; `treadle.Learner` and the others are
 here too, loaded when they are first asked for, so that `import treadle` itself costs nothing.
+`treadle.register` is here at once: what exports may name is defined in files that need no more.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from treadle.registry import register as register
 
 if TYPE_CHECKING:
     from treadle.all import *  # noqa: F403

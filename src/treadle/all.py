@@ -102,7 +102,7 @@ from treadle.interpret import (
     RegressionInterpretation,
     SegmentationInterpretation,
 )
-from treadle.learner import Learner
+from treadle.learner import Learner, load_learner
 from treadle.loop import (
     Callback,
     CancelBackwardException,
@@ -246,11 +246,11 @@ __all__ = [
     "cnn_learner", "combine_scheds", "combined_cos", "compare", "create_body", "create_head",
     "create_vision_model", "debias", "digits_path", "error_rate", "event", "folder_dataloaders",
     "foreground_acc", "get_image_files", "hook_output", "hook_outputs", "imagenet_stats", "l2_reg",
-    "lamb_step", "larc_layer_lr", "larc_step", "lr_find", "mae", "minimum", "momentum_step", "mse",
-    "nesterov_step", "nn", "norm_params", "np", "param_rules", "parent_label", "partial",
-    "perplexity", "print_source", "qhadam_step", "radam_step", "ranger", "read_csv", "resnet18",
-    "resnet34", "resnet50", "resnet101", "resnet152", "rms_prop_step", "rmse", "rnn_cbs",
-    "sgd_step", "slide", "steep", "step_stat", "top_k_accuracy", "torch", "trainable_params",
-    "untar_data", "valley", "vision_learner", "weight_decay",
+    "lamb_step", "larc_layer_lr", "larc_step", "load_learner", "lr_find", "mae", "minimum",
+    "momentum_step", "mse", "nesterov_step", "nn", "norm_params", "np", "param_rules",
+    "parent_label", "partial", "perplexity", "print_source", "qhadam_step", "radam_step", "ranger",
+    "read_csv", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "rms_prop_step",
+    "rmse", "rnn_cbs", "sgd_step", "slide", "steep", "step_stat", "top_k_accuracy", "torch",
+    "trainable_params", "untar_data", "valley", "vision_learner", "weight_decay",
 ]
 # fmt: on

@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from treadle.registry import register
 
+
+@register
 class CrossEntropyLossFlat(nn.CrossEntropyLoss):
     """Cross entropy over the classes on `axis`, every other axis flattened into the batch.
 
@@ -40,6 +43,7 @@ class CrossEntropyLossFlat(nn.CrossEntropyLoss):
         return out.argmax(dim=self.axis)
 
 
+@register
 class LabelSmoothingCrossEntropy(CrossEntropyLossFlat):
     """Cross entropy against targets of which `eps` is spread evenly over all classes
     (arXiv 1512.00567, section 7)."""
@@ -48,6 +52,7 @@ class LabelSmoothingCrossEntropy(CrossEntropyLossFlat):
         super().__init__(axis=axis, label_smoothing=eps, **kwargs)
 
 
+@register
 class BCEWithLogitsLossFlat(nn.BCEWithLogitsLoss):
     """Binary cross entropy of several classes, any number of which may be there at once.
 
@@ -79,6 +84,7 @@ class BCEWithLogitsLossFlat(nn.BCEWithLogitsLoss):
         return out.sigmoid() > self.thresh
 
 
+@register
 class MSELossFlat(nn.MSELoss):
     """Mean squared error of two tensors with the same number of elements, flattened."""
 

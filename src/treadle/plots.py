@@ -192,8 +192,7 @@ def plot_confusion_matrix(
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="actual")
         if n <= 30:
-            written = shares.round(2) if normalize else counts
-            _label_cells(axes, written, shares, [in_short(name) for name in vocab])
+            _label_cells(axes, shares if normalize else counts, shares, vocab)
     return _figure_of(axes)
 
 
@@ -276,7 +275,7 @@ def notebook_shell() -> Any:
 
 
 def _title(title: object) -> str:
-    return "\n".join(in_short(line, 32) for line in str(title).split("\n"))
+    return "\n".join(in_short(line, 28) for line in str(title).split("\n"))
 
 
 def _png(figure: Figure) -> bytes:
@@ -324,14 +323,18 @@ def _figure_of(axes: Axes) -> Figure:
     return figure
 
 
-def _label_cells(axes: Axes, counts: NDArray[Any], shares: NDArray[Any], names: list[str]) -> None:
+def _label_cells(
+    axes: Axes, written: NDArray[Any], shares: NDArray[Any], vocab: Sequence[object]
+) -> None:
+    """The names at both sides, and `written` in the cells: whole numbers or shares."""
+    names, form = [in_short(name) for name in vocab], "" if written.dtype.kind in "iu" else ".2f"
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=90, parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
     for i in ticks:
         for j in ticks:
             color = "white" if shares[i, j] > 0.5 else "#3c4148"
-            axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=color)
+            axes.text(j, i, f"{written[i, j]:{form}}", ha="center", va="center", color=color)
 
 
 def _pixels(image: Any) -> NDArray[Any]:

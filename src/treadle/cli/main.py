@@ -40,6 +40,7 @@ def app() -> App:
     """The verbs."""
     from treadle import __version__
     from treadle.cli.compare import compare
+    from treadle.cli.convert import convert
     from treadle.cli.data import data
     from treadle.cli.report import report
     from treadle.cli.train import train
@@ -55,6 +56,7 @@ def app() -> App:
     verbs.command(compare)
     verbs.command(data())
     verbs.command(report)
+    verbs.command(convert)
     return verbs
 
 

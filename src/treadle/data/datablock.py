@@ -19,6 +19,7 @@ from treadle.data.splitters import RandomSplitter, Splitter
 from treadle.data.summary import print_summary
 from treadle.data.table import as_items
 from treadle.errors import DataError, UsageError
+from treadle.registry import register
 
 __all__ = ["DataBlock"]
 
@@ -179,6 +180,7 @@ class DataBlock:
         return [items[i] for i in train], [items[i] for i in valid]
 
 
+@register
 def itself(item: Any) -> Any:
     return item
 

@@ -8,12 +8,11 @@ import re
 import stat
 import struct
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from treadle.errors import DataError, UsageError
 
@@ -306,12 +305,11 @@ def _deep_tiff(image: Image.Image) -> Image.Image:
 
     Other images as they are.
     """
-    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
+    if image.format != "TIFF" or not image.mode.startswith("I;16"):
         return image
-    grey = np.asarray(image).astype(np.uint16) >> (image.tag_v2[_BITS][0] - 8)
-    return Image.fromarray(
-        (grey if image.tag_v2.get(_PHOTOMETRIC) else 255 - grey).astype(np.uint8)
-    )
+    tags = cast(Any, image).tag_v2  # Pillow's class for TIFF is slow to import
+    grey = np.asarray(image).astype(np.uint16) >> (tags[_BITS][0] - 8)
+    return Image.fromarray((grey if tags.get(_PHOTOMETRIC) else 255 - grey).astype(np.uint8))
 
 
 def _unreadable(path: object, what: str, error: Exception) -> DataError:

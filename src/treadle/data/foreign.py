@@ -26,6 +26,7 @@ from treadle.data.resting import at_rest, leaves, name_in_torchvision, one_line,
 from treadle.data.targets import cut, in_pixels, normalised, resized
 from treadle.data.transforms import BatchTransform, ItemTransform
 from treadle.errors import UsageError
+from treadle.registry import register
 
 __all__ = ["Foreign", "is_foreign"]
 
@@ -52,6 +53,7 @@ def is_foreign(transform: Any) -> bool:
     return isinstance(transform, nn.Module) or version(transform) > 0
 
 
+@register
 class Foreign:
     """A transform of torchvision, a module, or any function that draws from torch.
 

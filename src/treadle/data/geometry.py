@@ -23,6 +23,7 @@ from treadle.data.draws import Draws
 from treadle.data.sampling import Sampling, SamplingArguments, resample
 from treadle.data.transforms import BatchTransform, Size, as_size
 from treadle.errors import UsageError
+from treadle.registry import register
 
 __all__ = [
     "Dihedral",
@@ -69,6 +70,7 @@ class Geometric(BatchTransform):
         return resample(x, self.matrices(draws, size), self.size or size, self.sampling)
 
 
+@register
 class Flip(Geometric):
     """Mirror left and right with probability `p`."""
 
@@ -81,6 +83,7 @@ class Flip(Geometric):
         return _affine(sign, 0, 0, 0, 1, 0)
 
 
+@register
 class Dihedral(Geometric):
     """With probability `p`, one of the eight symmetries of the square, the identity included."""
 
@@ -99,6 +102,7 @@ class Dihedral(Geometric):
         return _in_pixels(m, size)
 
 
+@register
 class Rotate(Geometric):
     """With probability `p`, turn about the centre by up to `max_deg` degrees either way."""
 
@@ -115,6 +119,7 @@ class Rotate(Geometric):
         return _in_pixels(_affine(cos, sin, 0, -sin, cos, 0), size)
 
 
+@register
 class Zoom(Geometric):
     """With probability `p`, zoom by `min_zoom` to `max_zoom` about a random point."""
 
@@ -140,6 +145,7 @@ class Zoom(Geometric):
         return _affine(scale, 0, (1 - scale) * (2 * x - 1), 0, scale, (1 - scale) * (2 * y - 1))
 
 
+@register
 class Warp(Geometric):
     """A change of the camera's place: the frame's sides grow and shrink by up to `magnitude`.
 
@@ -164,6 +170,7 @@ class Warp(Geometric):
         return _from_corners(np.stack([np.stack(corner, -1) for corner in moved], axis=1))
 
 
+@register
 class ResizeBatch(Geometric):
     """The whole frame at `size`, in training and in validation."""
 
@@ -175,6 +182,7 @@ class ResizeBatch(Geometric):
         return self.fixed(size)
 
 
+@register
 class RandomResizedCropGPU(Geometric):
     """A random part of the frame, resized to `size`; each sample has its own.
 

@@ -14,6 +14,7 @@ from PIL import Image
 from treadle.data.blocks.base import is_missing
 from treadle.data.table import Column, Row
 from treadle.errors import DataError, nearest
+from treadle.registry import register
 
 __all__ = ["IMAGE_SUFFIXES", "ColReader", "RegexLabeller", "get_image_files", "parent_label"]
 
@@ -72,6 +73,7 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return False
 
 
+@register
 def parent_label(item: str | os.PathLike[str]) -> str:
     """The name of the folder that holds the file `item`.
 
@@ -82,6 +84,7 @@ def parent_label(item: str | os.PathLike[str]) -> str:
     return os.path.basename(os.path.dirname(os.fspath(item)))  # noqa: PTH119, PTH120
 
 
+@register
 class RegexLabeller:
     """Label an item by the first group of `pat` in it as text, in a path with forward slashes.
 
@@ -115,6 +118,7 @@ class RegexLabeller:
         return f"RegexLabeller({self.pat.pattern!r})"
 
 
+@register
 class ColReader:
     """Read from a row the columns `cols`, given by name or place; several make a list.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from treadle.data.draws import Draws
 from treadle.data.transforms import BatchTransform
 from treadle.errors import UsageError
+from treadle.registry import register
 
 __all__ = ["Brightness", "Contrast", "Lighting", "relight"]
 
@@ -37,6 +38,7 @@ class Lighting(BatchTransform):
         return x if draws is None else relight(x, *self.drawn(draws))
 
 
+@register
 class Brightness(Lighting):
     """With probability `p`, grey (0.5) becomes (1 ± max_lighting) / 2, and the rest follows."""
 
@@ -50,6 +52,7 @@ class Brightness(Lighting):
         return np.ones_like(offset), offset
 
 
+@register
 class Contrast(Lighting):
     """With probability `p`, log-odds are scaled by 1 - max_lighting to its reciprocal."""
 

@@ -9,6 +9,7 @@ import torch
 from treadle.data.draws import Draws
 from treadle.data.transforms import BatchTransform
 from treadle.errors import UsageError
+from treadle.registry import register
 
 __all__ = ["Normalize", "imagenet_stats"]
 
@@ -16,6 +17,7 @@ imagenet_stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 """Mean and standard deviation of ImageNet's red, green and blue, of values in [0, 1]."""
 
 
+@register
 class Normalize(BatchTransform):
     """(x - mean) / std by channel; `decode` is the inverse. The last of the batch transforms.
 

@@ -13,6 +13,7 @@ from treadle.data.draws import Draws
 from treadle.data.targets import resized, windowed
 from treadle.data.transforms import ItemTransform, PadMode, Size, as_size
 from treadle.errors import UsageError
+from treadle.registry import register
 
 __all__ = ["PadMode", "Resize", "ResizeMethod"]
 
@@ -25,6 +26,7 @@ class ResizeMethod(StrEnum):
     Pad = "pad"
 
 
+@register
 class Resize(ItemTransform):
     """Resize to `size` (side of a square, or (height, width)), bilinear, antialiased.
 

@@ -35,7 +35,8 @@ class _Described:
     """Shows itself as the call that makes it, from the attributes that hold the arguments."""
 
     def __repr__(self) -> str:
-        plain = {n: v.value if isinstance(v, StrEnum) else v for n, v in vars(self).items()}
+        own = {n: v for n, v in vars(self).items() if not n.startswith("_")}
+        plain = {n: v.value if isinstance(v, StrEnum) else v for n, v in own.items()}
         arguments = (f"{name}={value!r}" for name, value in plain.items())
         return f"{type(self).__name__}({', '.join(arguments)})"
 

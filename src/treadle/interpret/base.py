@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+Size = tuple[float, float]
+"""(width, height) of a figure, in inches."""
+
+
 class Interpretation(ABC):
     """The loss of each of N samples, `losses` (N,), and the samples, `items`."""
 
@@ -39,15 +43,21 @@ class Interpretation(ABC):
         return self.losses.topk(n if k is None else min(k, n), largest=largest)
 
     def plot_top_losses(
-        self, k: int = 9, largest: bool = True, figsize: tuple[float, float] | None = None
+        self,
+        k: int = 9,
+        largest: bool = True,
+        ncols: int | None = None,
+        figsize: Size | None = None,
     ) -> Figure:
         """A figure of the `k` samples with the largest (or smallest) losses, the first one first:
         as the model got them, with what is true, what the model said, and the loss.
 
+        `ncols` is how many stand side by side, `figsize` (width, height) in inches.
+
         Raises:
             UsageError: if the inputs are no pictures, or the loader no longer gives them.
         """
-        return show(self._figure(self.top_losses(k, largest)[1].tolist(), figsize))
+        return show(self._figure(self.top_losses(k, largest)[1].tolist(), ncols, figsize))
 
     def name(self, i: int) -> str:
         """What sample `i` is called: its file, or its number."""
@@ -55,7 +65,7 @@ class Interpretation(ABC):
         return Path(item).name if isinstance(item, str | os.PathLike) else f"sample {i}"
 
     @abstractmethod
-    def _figure(self, places: Sequence[int], figsize: tuple[float, float] | None) -> Figure:
+    def _figure(self, places: Sequence[int], ncols: int | None, figsize: Size | None) -> Figure:
         """The samples at `places`."""
 
 
@@ -64,9 +74,9 @@ class LabelInterpretation(Interpretation):
 
     targets: Tensor
 
-    def _figure(self, places: Sequence[int], figsize: tuple[float, float] | None) -> Figure:
+    def _figure(self, places: Sequence[int], ncols: int | None, figsize: Size | None) -> Figure:
         titles = [f"{self._title(i)}\nloss {float(self.losses[i]):.3g}" for i in places]
-        figure = show_images(self._pictures(places), titles, figsize=figsize)
+        figure = show_images(self._pictures(places), titles, ncols, figsize)
         for axes, i in zip(figure.axes, places, strict=True):
             self._draw(axes, i)
         return figure

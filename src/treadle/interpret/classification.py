@@ -162,7 +162,7 @@ class ClassificationInterpretation(LabelInterpretation):
         print(report)
 
     def _title(self, i: int) -> str:
-        actual, said = (in_short(self.vocab[int(t[i])]) for t in (self.targets, self.decoded))
+        actual, said = (in_short(self.vocab[int(t[i])], 16) for t in (self.targets, self.decoded))
         return f"is {actual}\nmodel: {said}, {float(self.probs[i].max()):.0%}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -125,7 +126,7 @@ class RegressionInterpretation(LabelInterpretation):
                 name = in_short(self.names[i])
                 scatter.set_xlabel(f"actual {name}", parse_math=False)
                 scatter.set_ylabel(f"predicted {name}", parse_math=False)
-                histogram.hist(said - true, bins=min(40, max(len(true), 1)), color=BLUE)
+                histogram.hist(said - true, bins=min(40, 2 * math.isqrt(len(true)) + 1), color=BLUE)
                 histogram.axvline(0, color="#8a8f98", linewidth=1)
                 histogram.set(xlabel="predicted - actual", ylabel="samples")
         return show(figure)

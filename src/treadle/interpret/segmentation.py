@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from treadle.callbacks.gather import by_sample
 from treadle.errors import UsageError
-from treadle.interpret.base import Interpretation, names_of
+from treadle.interpret.base import Interpretation, Size, names_of
 from treadle.interpret.pictures import pictures_of
 from treadle.interpret.samples import SampleOrder, Samples, check_same, loader_of, samples_of
 from treadle.loop import Callback
@@ -21,7 +22,11 @@ from treadle.plots import STYLE, in_short, plot_confusion_matrix, show
 from treadle.run.record import Confusion
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Mask = NDArray[np.int64]
+COLORS, ALPHA = "tab20", 0.55
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +132,8 @@ class SegmentationInterpretation(Interpretation):
         False."""
         return show(plot_confusion_matrix(self.confusion_matrix(), self.vocab, normalize))
 
-    def _figure(self, places: Sequence[int], figsize: tuple[float, float] | None) -> Figure:
-        """A row a picture: itself, with its true mask, with the model's."""
+    def _figure(self, places: Sequence[int], ncols: int | None, figsize: Size | None) -> Figure:
+        """Three panels a picture: itself, with its true mask, with the model's."""
         if not isinstance(self.items, Samples):
             raise UsageError("plot_top_losses needs an interpretation made by from_learner.")
         batch = self.items.batch(places)
@@ -136,7 +141,61 @@ class SegmentationInterpretation(Interpretation):
         check_same(losses, self.losses[places])
         said = decoded_masks(self.learn.loss_func, raw, targets)
         images = pictures_of(self.items.loader, batch[0])
-        return _three_columns(self, images, targets, said, losses.tolist(), figsize)
+        titles = [f"loss {loss:.3g}" for loss in losses.tolist()]
+        rows = list(zip(titles, images, targets.numpy(), said.numpy(), strict=True))
+        return self._panels(rows, ncols or 1, figsize)
+
+    def _panels(
+        self, rows: Sequence[tuple[str, Any, Mask, Mask]], ncols: int, figsize: Size | None
+    ) -> Figure:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        high = math.ceil(len(rows) / ncols)
+        size = figsize or (7.2 * ncols, 2.5 * high + 0.4)
+        with rc_context(STYLE):
+            figure = Figure(figsize=size, layout="constrained")
+            panels = figure.subplots(high, 3 * ncols, squeeze=False).reshape(-1, 3)
+            for axes in panels[len(rows) :].flat:
+                axes.remove()
+            for (plain, true, model), (title, image, target, said) in zip(
+                panels, rows, strict=False
+            ):
+                self._draw(plain, title, image)
+                self._draw(true, "label", image, target, target)
+                self._draw(model, "model", image, said, target)
+            self._legend(figure, [mask for _, _, *masks in rows for mask in masks])
+        return figure
+
+    def _draw(
+        self, axes: Axes, title: str, image: Any, mask: Mask | None = None, target: Any = None
+    ) -> None:
+        """The picture, and the mask over it, without what counts for nothing in `target`."""
+        axes.imshow(image, cmap="gray")
+        axes.set_title(title, fontsize=9, fontweight="normal")
+        axes.set_axis_off()
+        if mask is not None:
+            shown = np.ma.masked_array(mask, self.ignore is not None and target == self.ignore)
+            most = max(len(self.vocab) - 1, 1)
+            axes.imshow(shown, COLORS, vmin=0, vmax=most, alpha=ALPHA, interpolation="nearest")
+
+    def _legend(self, figure: Figure, masks: Sequence[Mask]) -> None:
+        """The colours of the classes that are there, at most twenty."""
+        from matplotlib import colormaps
+        from matplotlib.patches import Patch
+
+        there = [i for i in np.unique(np.stack(masks)).tolist() if 0 <= i < len(self.vocab)]
+        patches = [
+            Patch(
+                color=colormaps[COLORS](i / max(len(self.vocab) - 1, 1)),
+                alpha=ALPHA,
+                label=in_short(self.vocab[i]),
+            )
+            for i in there[:20]
+        ]
+        legend = figure.legend(handles=patches, loc="outside lower center", ncols=4)
+        for text in legend.get_texts():  # a class name may hold a dollar sign
+            text.set_parse_math(False)
 
 
 class _PixelCount(Callback):
@@ -200,46 +259,3 @@ def _ratio(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64
 
 def _cell(value: float) -> str:
     return f"{value:9.4f}" if np.isfinite(value) else f"{'–':>9}"
-
-
-def _three_columns(
-    interp: SegmentationInterpretation,
-    images: Sequence[Any],
-    targets: Tensor,
-    said: Tensor,
-    losses: Sequence[float],
-    figsize: tuple[float, float] | None,
-) -> Figure:
-    from matplotlib import colormaps, rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
-    most = max(len(interp.vocab) - 1, 1)
-    with rc_context(STYLE):
-        size = figsize or (7.2, 2.5 * len(images) + 0.4)
-        figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(images), 3, squeeze=False)
-        rows = zip(panels, images, targets, said, losses, strict=True)
-        for (plain, true, model), image, target, answer, loss in rows:
-            titles = (f"loss {loss:.3g}", "label", "model")
-            hidden = (target == interp.ignore).numpy() if interp.ignore is not None else False
-            masks = (None, target.numpy(), answer.numpy())
-            for axes, title, mask in zip((plain, true, model), titles, masks, strict=True):
-                axes.imshow(image, cmap="gray")
-                axes.set_title(title, fontsize=9, fontweight="normal")
-                axes.set_axis_off()
-                if mask is not None:
-                    shown = np.ma.masked_array(mask, hidden)
-                    axes.imshow(
-                        shown, "tab20", vmin=0, vmax=most, alpha=0.55, interpolation="nearest"
-                    )
-        there = [i for i in np.union1d(targets.numpy(), said.numpy()) if 0 <= i <= most]
-        colors = colormaps["tab20"]
-        patches = [
-            Patch(color=colors(i / most), alpha=0.55, label=in_short(interp.vocab[i]))
-            for i in there[:20]
-        ]
-        legend = figure.legend(handles=patches, loc="outside lower center", ncols=4)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-    return figure

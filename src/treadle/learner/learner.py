@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from treadle.callbacks.progress import ProgressCallback
@@ -15,6 +16,7 @@ from treadle.callbacks.table import Table, no_table
 from treadle.callbacks.train_eval import TrainEvalCallback
 from treadle.errors import UsageError
 from treadle.learner.asking import Asking
+from treadle.learner.exporting import Exporting, rebuilt
 from treadle.learner.fitting import Fitting
 from treadle.loop.listeners import Callbacks
 from treadle.loop.precision import Precision
@@ -25,7 +27,7 @@ from treadle.params import trainable_params
 from treadle.run.weights import load_weights, save_weights
 
 
-class Learner(Fitting, Asking):
+class Learner(Fitting, Asking, Exporting):
     """Trains `model` on `dls`.
 
     Args:
@@ -136,3 +138,16 @@ class Learner(Fitting, Asking):
             yield self
 
     no_mbar = no_bar  # bar and table are one display here
+
+
+def load_learner(path: str | Path, device: torch.device | str = "cpu") -> Learner:
+    """The learner that `learn.export` wrote, ready to `predict`; nothing in the files is run.
+
+    What the model and the other parts are made of has to be registered: import the file that
+    defines them first.
+
+    Raises:
+        DataError: if a file is missing or damaged, or names what is not registered (with the line
+            to add).
+    """
+    return Learner(**rebuilt(path, device))

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from treadle.run.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from treadle.run.checkpoint_writer import Writer
+from treadle.run.durable import DiskFullError
 from treadle.run.folder import (
     environment,
     new_run_folder,
@@ -23,16 +33,24 @@ from treadle.run.record_file import read_record, write_record
 
 __all__ = [
     "BatchTimes",
+    "Checkpoint",
     "ClassBalance",
     "ConfusedExample",
     "Confusion",
+    "DiskFullError",
     "RunRecord",
     "SeenSamples",
     "SlowBatch",
+    "Writer",
+    "checkpoints",
     "environment",
     "new_run_folder",
+    "newest_checkpoint",
+    "read_checkpoint",
     "read_record",
+    "verify_checkpoint",
     "write_bytes",
+    "write_checkpoint",
     "write_history",
     "write_json",
     "write_record",

@@ -26,6 +26,7 @@ try:
 except ImportError:  # a system without such locks: leftovers are then not swept
     fcntl = None  # type: ignore[assignment]
 
+_HAS_LOCKS = fcntl is not None
 _HIDDEN = ".part"
 _NO_LOCKS = -1
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -142,10 +143,12 @@ def sweep(folder: Path) -> None:
             continue
         fd = _hold(hidden)
         if fd is not None and fd != _NO_LOCKS:
-            failpoint("sweep: leftover held")
-            shutil.rmtree(hidden, ignore_errors=True)
-            _release(fd)
-            failpoint("sweep: leftover gone")
+            try:
+                failpoint("sweep: leftover held")
+                shutil.rmtree(hidden, ignore_errors=True)
+                failpoint("sweep: leftover gone")
+            finally:
+                _release(fd)
 
 
 @contextmanager
@@ -195,7 +198,7 @@ def _hold(hidden: Path) -> int | None:
     """A locked descriptor of the folder, _NO_LOCKS where the system or the disk has none, or None
     if another holds the folder or it is gone.
     """
-    if fcntl is None:
+    if not _HAS_LOCKS:
         return _NO_LOCKS
     try:
         fd = os.open(hidden, os.O_RDONLY)

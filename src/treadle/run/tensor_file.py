@@ -128,6 +128,6 @@ def _identity(t: Tensor, name: str) -> object:
 def _blocks(t: Tensor) -> Iterator[memoryview]:
     flat = t.cpu().contiguous().reshape(-1)
     if flat.numel():
-        view = memoryview(flat.view(torch.uint8).numpy())
+        view = flat.view(torch.uint8).numpy().data
         for i in range(math.ceil(len(view) / _BLOCK)):
             yield view[i * _BLOCK : (i + 1) * _BLOCK]

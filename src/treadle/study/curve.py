@@ -38,26 +38,29 @@ def read_curve(sweeps: Sequence[Sweep], num_it: int) -> Supported:
     first reached, if that is lower: a sweep takes only a few updates at each rate, and a training
     that takes hundreds at one rate does as much with a lower one.
 
-    There is none where the curve has fewer points than `fewest(num_it)`, or where the fall is below
-    four standard errors of the two values that it is the difference of.
+    A fall is clear above four standard errors of the two values that it is the difference of. A
+    curve without one that diverges late still tells which rates are too high: the range is the
+    decade below the rate where it was last within one error of its start. Where it diverges from
+    the start, stays flat, or has fewer points than `fewest(num_it)`, there is none.
     """
     curve = _median(sweeps)
     lrs = max((sweep.lrs for sweep in sweeps), key=len)
     if len(curve) < fewest(num_it):
-        return Supported(None, None, _too_few(len(curve), num_it))
+        return Supported(None, None, _too_few(len(curve), num_it, len(lrs)))
     head, width = max(len(curve) // 10, 3), max(len(curve) // 30, 1)
     smooth, weights = _smoothed(curve, width)
     start, at = float(curve[:head].mean()), int(smooth.argmin())
     fall = start - float(smooth[at])
-    spread = 1.4826 * float(np.median(np.abs(np.diff(curve)))) / 2**0.5
+    calm = curve[: max(at + 1, len(curve) // 5)]  # before it rises, which is no noise
+    spread = 1.4826 * float(np.median(np.abs(np.diff(calm)))) / 2**0.5
     error = spread * (float((weights**2).sum()) + 1 / head) ** 0.5
     if not fall > CLEAR * error:
-        return Supported(None, None, _no_fall(lrs, smooth, start, start + CLEAR * error))
+        return _without_a_fall(lrs, smooth, start, error)
     last = int(np.flatnonzero(smooth <= start - fall / 2)[-1])
     first = at
     while first > 0 and smooth[first - 1] <= start - fall / 2:
         first -= 1
-    low, high = min(lrs[first], lrs[last] / 10), lrs[last]
+    low, high = float(min(lrs[first], lrs[last] / 10)), float(lrs[last])
     return Supported(low, high, _fell(low, high, start, fall, last + 1 == num_it))
 
 
@@ -86,7 +89,9 @@ def _smoothed(curve: Curve, width: int) -> tuple[Curve, Curve]:
     return np.convolve(curve, weights, mode="same") / whole, weights
 
 
-def _too_few(n: int, num_it: int) -> str:
+def _too_few(n: int, num_it: int, seen: int) -> str:
+    if seen == 0:
+        return "There was no update: every batch was cancelled before its step."
     if n == 0:
         return (
             "The loss was not finite before the first update, so it is not the rate: look at data, "
@@ -100,25 +105,34 @@ def _too_few(n: int, num_it: int) -> str:
     return f"{n} updates are too few points for a curve; raise num_it to 20 or more."
 
 
-def _no_fall(lrs: Sequence[float], smooth: Curve, start: float, clearly_above: float) -> str:
-    """Why a loss that did not fall did not."""
+def _without_a_fall(lrs: Sequence[float], smooth: Curve, start: float, error: float) -> Supported:
+    """What a curve tells that has no clear fall: where it begins to rise for good."""
     rising = len(smooth)
-    while rising > 0 and smooth[rising - 1] > clearly_above:
+    while rising > 0 and smooth[rising - 1] > start + CLEAR * error:
         rising -= 1
     if rising == len(smooth):
-        return (
-            f"The loss stayed flat at {start:.3g} from the rate {lrs[0]:.2g} to "
-            f"{lrs[len(smooth) - 1]:.2g}: it fell by no more than its own noise. Raise end_lr; "
-            "or num_it, sweeps or the batch size, if it is noise that hides the fall."
+        return Supported(
+            None,
+            None,
+            f"The loss stayed flat at {start:.3g} up to the rate {lrs[rising - 1]:.2g}: it fell by "
+            "no more than its own noise. Raise end_lr; or num_it, sweeps or the batch size, if it "
+            "is noise that hides the fall.",
         )
     if rising <= len(smooth) // 5:
-        return (
+        return Supported(
+            None,
+            None,
             f"The loss diverged from the start: it began at {start:.3g} with the rate "
-            f"{lrs[0]:.2g} and only rose. Lower start_lr."
+            f"{lrs[0]:.2g} and only rose. Lower start_lr.",
         )
-    return (
-        f"The loss diverged at the rate {lrs[rising]:.2g} and had not clearly fallen before. Raise "
-        "num_it or sweeps, or make the batches larger: noise may hide the fall."
+    # There the rise is clear. It began where the loss was last within an error of its start.
+    near = np.flatnonzero(smooth[:rising] <= start + error)
+    last = float(lrs[int(near.max(initial=0))])
+    return Supported(
+        last / 10,
+        last,
+        f"The loss diverged above the rate {last:.2g} and had not clearly fallen before: the range "
+        "is the decade below. More sweeps or larger batches may show where it falls.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def find(
       decay helps against overfitting, but shows how much of it training bears without harm; what
       generalizes best is at most that (arXiv 1803.09820, section 4.4).
 
-    The suggestion is None, with the reason in `why` and printed, where no value makes the loss
+    The suggestion is None, with the reason in `why` and on stderr, where no value makes the loss
     fall, or none makes a difference.
 
     Args:
@@ -135,7 +136,7 @@ def find(
     if found.value is None:
         if strict:
             raise UsageError(f"find suggests no {name}. {found.why}")
-        print(f"find suggests no {name}. {found.why}")
+        print(f"find suggests no {name}. {found.why}", file=sys.stderr)
     if show_plot:
         from treadle.plots import show
         from treadle.study.find_plots import plot_trials

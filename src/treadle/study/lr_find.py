@@ -4,6 +4,7 @@ updates, watch the loss, and put everything back."""
 from __future__ import annotations
 
 import math
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,12 +42,12 @@ def lr_find(
     tenth and its last five points. The strong smoothing makes them careful: they often lie below
     the range. Of several sweeps each is the median.
 
-    **The range** is read from the loss itself; `treadle.study.curve.read_curve` says how. With
-    `fit_one_cycle`, whose highest rate holds only for a while, try its upper half, with `fit` its
-    lower half.
+    **The range** is read from the loss itself; `treadle.study.curve.read_curve` says how. It is
+    made for `fit_one_cycle`, whose highest rate holds only for a while; with the constant rate of
+    `fit` stay in its lower half.
 
     **Where the curve supports none**, because it is flat, diverges from the start or has too few
-    points, every suggestion is None and `why` says it; it is printed as well.
+    points, every suggestion is None and `why` says it; it is printed to stderr as well.
 
     Several parameter groups keep the shape of their rates: that of `learn.lr`, or of `start_lr` if
     it is a slice or a list. The rates of sweep and suggestions are the last group's. With
@@ -89,7 +90,7 @@ def lr_find(
     if supported.low is None:
         if strict:
             raise UsageError(f"lr_find suggests no rate. {supported.why}")
-        print(f"lr_find suggests no rate. {supported.why}")
+        print(f"lr_find suggests no rate. {supported.why}", file=sys.stderr)
     found = suggested_lrs(_functions(suggest_funcs), seen, supported, num_it)
     if show_plot:
         from treadle.plots import show

@@ -35,10 +35,10 @@ def slide(
     `partial(slide, thresh=...)` to set these. Where the curve is no longer than the interval, it is
     the curve's first rate.
 
-    Source: A. Chang, "The interval slide rule", the slide of fastai's learning-rate finder.
+    Source: the interval slide rule of A. Chang, as in fastai 2.8, which suggests the same rates.
 
     >>> lrs = [10.0**k for k in range(-6, 0)]
-    >>> slide(lrs, [2.0, 2.0, 1.9, 1.6, 2.5, 5.0], lr_diff=2)
+    >>> slide(lrs, [2.0, 2.0, 1.9, 1.6, 2.5, 5.0], lr_diff=2, thresh=1.0)
     0.0001
     """
     left = len(losses) - 1 - lr_diff

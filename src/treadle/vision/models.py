@@ -10,30 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from treadle.errors import DownloadError, UsageError, nearest
+from treadle.registry import register, remember
 
 Arch = Callable[..., nn.Module]
 
 
+@register
 def resnet18(**kwargs: Any) -> nn.Module:
     """torchvision's ResNet-18 (arXiv 1512.03385)."""
     return build_arch("resnet18", **kwargs)
 
 
+@register
 def resnet34(**kwargs: Any) -> nn.Module:
     """torchvision's ResNet-34 (arXiv 1512.03385)."""
     return build_arch("resnet34", **kwargs)
 
 
+@register
 def resnet50(**kwargs: Any) -> nn.Module:
     """torchvision's ResNet-50 (arXiv 1512.03385)."""
     return build_arch("resnet50", **kwargs)
 
 
+@register
 def resnet101(**kwargs: Any) -> nn.Module:
     """torchvision's ResNet-101 (arXiv 1512.03385)."""
     return build_arch("resnet101", **kwargs)
 
 
+@register
 def resnet152(**kwargs: Any) -> nn.Module:
     """torchvision's ResNet-152 (arXiv 1512.03385)."""
     return build_arch("resnet152", **kwargs)
@@ -130,6 +136,7 @@ def init_weights(module: nn.Module, init: Callable[[Tensor], Any]) -> None:
                 nn.init.zeros_(bias)
 
 
+@register
 def create_vision_model(
     arch: Arch | str,
     n_out: int,
@@ -146,7 +153,10 @@ def create_vision_model(
     body = create_body(arch, pretrained, cut)
     new_head = custom_head or create_head(n_features(body), n_out, **head)
     init_weights(new_head, init)
-    return nn.Sequential(body, new_head)
+    model = nn.Sequential(body, new_head)
+    # an export names the model by what makes it without its trained weights: it has its own
+    plan = {"cut": cut, "custom_head": custom_head, **head}
+    return remember(model, create_vision_model, arch, n_out, **plan)
 
 
 def n_features(body: nn.Module) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from treadle.data.blocks.base import Block, Labelled, is_missing
 from treadle.errors import DataError, UsageError, nearest
 from treadle.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from treadle.registry import register
 
 __all__ = ["NA", "Categorical", "CategoryBlock", "MultiCategoryBlock"]
 
@@ -45,6 +46,10 @@ class Categorical(Block):
         block = copy(self)
         block._take(_classes([label for label in labels if not is_missing(label)], self.sort))
         return block
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The arguments that make the block as it is now, with what it learned from the data."""
+        return {"vocab": self.vocab, "sort": self.sort, "add_na": self.add_na}
 
     def index(self, label: Any) -> int:
         """The place of `label` in the vocab. Raises `DataError` for one that it lacks."""
@@ -83,6 +88,7 @@ class Categorical(Block):
                 ) from None
 
 
+@register
 class CategoryBlock(Categorical):
     """One of several classes: a label, encoded as its index in `vocab` (int).
 
@@ -133,6 +139,7 @@ class CategoryBlock(Categorical):
         return self.vocab[int(element)]
 
 
+@register
 class MultiCategoryBlock(Categorical):
     """Any number of several classes: a list of labels, encoded as float32 of shape (classes,), 1
     for each of its labels and 0 for the others.
@@ -169,6 +176,9 @@ class MultiCategoryBlock(Categorical):
                 "labels; leave out add_na."
             )
         super().__init__(vocab, sort, add_na)
+
+    def as_arguments(self) -> dict[str, Any]:
+        return {**super().as_arguments(), "encoded": self.encoded}
 
     @property
     def loss_func(self) -> Callable[..., Any]:

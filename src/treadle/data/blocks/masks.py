@@ -15,12 +15,14 @@ from treadle.data.blocks.pixels import PixelBlock
 from treadle.data.decode import Frame, Goal, Pixels, read_file
 from treadle.errors import DataError, UsageError
 from treadle.losses import CrossEntropyLossFlat
+from treadle.registry import register
 
 __all__ = ["MaskBlock"]
 
 _FORMATS = ("PNG", "GIF", "BMP", "TIFF", "WEBP")
 
 
+@register
 class MaskBlock(PixelBlock):
     """A mask: the class of each pixel, as a number from 0; in a batch int64 of shape (B, H, W).
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from treadle.data.blocks.base import Block
 from treadle.data.decode import MODES, Frame, Goal, Pixels, read_pixels, to_mode
 from treadle.errors import DataError, UsageError
+from treadle.registry import register
 
 __all__ = ["ImageBlock", "PixelBlock"]
 
@@ -32,6 +33,7 @@ class PixelBlock(Block):
         return Image.fromarray(self.pixels(value)[0])
 
 
+@register
 class ImageBlock(PixelBlock):
     """An image: a file's path, or a PIL image or uint8 array (H, W), (H, W, 1) or (H, W, 3).
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from treadle.data.blocks.base import Block, Labelled, is_missing
 from treadle.errors import DataError
 from treadle.losses import MSELossFlat
+from treadle.registry import register
 
 __all__ = ["RegressionBlock"]
 
 
+@register
 class RegressionBlock(Block):
     """One number or several: float32, in a batch of shape (B,) for one, (B, n) for a list of n.
 
@@ -31,6 +33,10 @@ class RegressionBlock(Block):
 
     def __init__(self, n_out: int | None = None) -> None:
         self._n_out = n_out
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The arguments that make the block as it is now."""
+        return {"n_out": self._n_out}
 
     @property
     def n_out(self) -> int | None:

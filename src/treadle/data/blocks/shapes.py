@@ -13,18 +13,20 @@ from treadle.data.blocks.base import Block, Labelled
 from treadle.data.blocks.categories import NA, Categorical
 from treadle.errors import DataError
 from treadle.losses import MSELossFlat
+from treadle.registry import register
 
 __all__ = ["BBoxBlock", "BBoxLblBlock", "PointBlock"]
 
 Numbers = NDArray[np.float32]
 
 
+@register
 class PointBlock(Block):
     """Points in the image: (x, y) in pixels of the full-size picture, x to the right, y downwards;
     a list of pairs, an array or a tensor, or one pair. float32 of shape (N, 2).
 
-    They move with the image. In a batch they are (B, N, 2), and -1 and 1 are the edges of the
-    image.
+    `n_points` says how many; None takes it from the first training item. They move with the image.
+    In a batch they are (B, N, 2), and -1 and 1 are the edges of the image.
 
     >>> PointBlock().encode([(3, 4), (10, 0.5)]).shape
     (2, 2)
@@ -32,8 +34,12 @@ class PointBlock(Block):
 
     kind: ClassVar[str | None] = "points"
 
-    def __init__(self) -> None:
-        self._count: int | None = None
+    def __init__(self, n_points: int | None = None) -> None:
+        self._count = n_points
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The arguments that make the block as it is now."""
+        return {"n_points": self._count}
 
     @property
     def n_out(self) -> int | None:
@@ -47,7 +53,7 @@ class PointBlock(Block):
 
     def setup(self, train: Labelled, valid: Labelled) -> PointBlock:
         """The block that knows how many points the first training item has."""
-        block = PointBlock()
+        block = PointBlock(self._count)
         value, item = next(iter(train))
         try:
             block._count = len(block.encode(value))
@@ -65,10 +71,11 @@ class PointBlock(Block):
         return points
 
 
+@register
 class BBoxBlock(Block):
     """Boxes in the image: (left, top, right, bottom) in pixels of the full-size picture; a list of
-    them, an array or a tensor. float32 of shape (N, 4), where N is the largest number of boxes that
-    an item has; rows of NaN stand in the places that are left.
+    them, an array or a tensor. float32 of shape (N, 4), where N is `most`, by default the largest
+    number of boxes that an item has; rows of NaN stand in the places that are left.
 
     They move with the image. In a batch -1 and 1 are the edges of the image, and a box of which
     nothing is left is NaN as well. No loss is usual.
@@ -81,12 +88,15 @@ class BBoxBlock(Block):
 
     kind: ClassVar[str | None] = "boxes"
 
-    def __init__(self) -> None:
-        self._most: int | None = None
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The arguments that make the block as it is now."""
+        return {"most": self._most}
 
     def setup(self, train: Labelled, valid: Labelled) -> BBoxBlock:
         """The block that knows how many boxes an item has at most, all of them checked."""
-        block = BBoxBlock()
         counts = [0]
         for part, labelled in (("training", train), ("validation", valid)):
             for value, item in labelled:
@@ -94,8 +104,7 @@ class BBoxBlock(Block):
                     counts.append(len(self.encode(value)))
                 except DataError as error:
                     raise DataError(f"The {part} item {item}: {error}") from None
-        block._most = max(counts)
-        return block
+        return self if self._most is not None else BBoxBlock(max(counts))
 
     def encode(self, value: Any) -> Numbers:
         boxes = _rows(value, 4, "boxes (left, top, right, bottom)")
@@ -108,6 +117,7 @@ class BBoxBlock(Block):
         return _filled(boxes, self._most, np.nan, "boxes")
 
 
+@register
 class BBoxLblBlock(Categorical):
     """The classes of the boxes that `BBoxBlock` holds, in their order: int64 of shape (N,).
 
@@ -119,16 +129,20 @@ class BBoxLblBlock(Categorical):
     (['#na#', 'cat', 'dog'], [2, 0], ['dog'])
     """
 
-    def __init__(self, vocab: Sequence[Hashable] | None = None) -> None:
+    def __init__(self, vocab: Sequence[Hashable] | None = None, most: int | None = None) -> None:
         super().__init__(vocab, sort=True, add_na=True)
-        self._most: int | None = None
+        self._most = most
+
+    def as_arguments(self) -> dict[str, Any]:
+        return {"vocab": self.vocab, "most": self._most}
 
     def setup(self, train: Labelled, valid: Labelled) -> BBoxLblBlock:
         """The block with its vocab, which knows how many labels an item has at most."""
         lists = [list(labels) for labels, _ in train]
         known = self._knowing(label for labels in lists for label in labels)
         block = copy(known)
-        block._most = max(map(len, [*lists, *(labels for labels, _ in valid)]))
+        if block._most is None:
+            block._most = max(map(len, [*lists, *(labels for labels, _ in valid)]))
         return block
 
     def encode(self, value: Any) -> NDArray[np.int64]:
