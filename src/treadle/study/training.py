@@ -65,7 +65,7 @@ class Training:
         try:
             self.contestant.dress(learn)
             if self.finds_its_rate:
-                rate = float(learn.lr_find(show_plot=False).valley)
+                rate = float(learn.lr_find(show_plot=False, strict=True).valley)
             seed_all(self.seed)  # whatever the optimizer and the finder drew, the fits draw alike
             rewind(learn.dls, self.seed)
             began = time.perf_counter()
