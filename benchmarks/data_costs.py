@@ -10,22 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import torch
 from PIL import Image
 
 import workloads
-from common import Report, Sample, arguments, interleave, paired_difference, versions
+from common import Report, arguments, paired_difference, versions
 from data import chosen, imagenette, treadle_block
 from treadle.data import DataLoader
-from treadle.data.fused import compiled
-from treadle.data.samples import through
+from treadle.data.draws import Draws
+from treadle.data.stages import FirstPass
 
 FILES, CLASSES = 100_000, 100
 EPOCHS = 10
-BATCHES = 8
 BARS = {"us a batch": 300, "first batch, s": 3.0}
 
 
@@ -40,48 +38,47 @@ def loader(files: list[str], workers: int) -> DataLoader:
     return train
 
 
-def passes(dl: DataLoader) -> Callable[[], object]:
-    """The gather and the transforms of the batches of an epoch, everything else done before."""
-    kernel, first = compiled(), dl.maker.first
-    if kernel is None or first is None:
-        raise SystemExit("There is no C compiler: the compiled pass cannot be measured.")
-    prepared = []
-    for task in list(dl._tasks(0))[:BATCHES]:
-        draws = dl._draws(task)
-        samples, draws = dl.maker.read(task, draws, Event())
-        for _ in through(dl.maker.items, samples, draws):
-            pass
-        prepared.append((samples.columns[0], draws))
-    size = prepared[0][0][0].shape[:2]
+class Timed:
+    """A loader's compiled pass, and the seconds that were spent in it."""
 
-    def run() -> None:
-        for pictures, draws in prepared:
-            first.prepared(size, draws)(pictures, kernel, 1, dl.maker.buffers)
+    def __init__(self, first: FirstPass) -> None:
+        self.first, self.seconds = first, 0.0
 
-    return run
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.first, name)
+
+    def prepared(self, size: tuple[int, int], draws: Draws | None) -> Callable[..., torch.Tensor]:
+        """Drawing the transforms belongs to it."""
+        done = self._timed(self.first.prepared)(size, draws)
+        return self._timed(done)
+
+    def _timed(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            start = time.perf_counter()
+            made = work(*args)
+            self.seconds += time.perf_counter() - start
+            return made
+
+        return run
 
 
 def own_cost(report: Report, files: list[str]) -> None:
-    """Microseconds a batch that the loader adds, in the caller's thread, to the pass."""
+    """Microseconds a batch of the loader, in the caller's thread, and of the pass in it."""
     torch.set_num_threads(1)
     dl = loader(files, workers=0)
-    alone = passes(dl)
-
-    def whole() -> None:
-        dl.load_state_dict({**dl.state_dict(), "epoch": 0, "batch": 0})
-        for at, _ in enumerate(dl):
-            if at == BATCHES - 1:
-                break
-
-    def turn(work: Callable[[], object]) -> Callable[[], Sample]:
-        return lambda: {"us a batch": 1e6 * workloads.seconds(work) / BATCHES}
-
-    turns = {"loader": turn(whole), "pass": turn(alone)}
-    samples = interleave(turns, report.options.rounds * 5, warm_up=2)
-    times = {name: measured["us a batch"] for name, measured in samples.items()}
-    for name, values in times.items():
+    if dl.maker.first is None:
+        raise SystemExit("There is no C compiler: the compiled pass cannot be measured.")
+    timed = Timed(dl.maker.first)
+    dl.maker.first = timed  # type: ignore[assignment]
+    batches, samples = len(dl), dict[str, list[float]]()
+    for _ in range(report.options.rounds * 5):
+        timed.seconds = 0.0
+        took = workloads.seconds(lambda: [None for _ in dl])
+        for name, spent in (("loader", took), ("of it the pass", timed.seconds)):
+            samples.setdefault(name, []).append(1e6 * spent / batches)
+    for name, values in samples.items():
         report.add(name, "us a batch", values, digits=1)
-    added = paired_difference(times["loader"], times["pass"])
+    added = paired_difference(samples["loader"], samples["of it the pass"])
     report.add("added by the loader", "us a batch", [added], digits=1)
     report.note(f"The loader adds {added:.0f} us a batch to the pass (bar: {BARS['us a batch']}).")
 
@@ -127,7 +124,7 @@ def resident() -> float:
 
 
 def memory(report: Report, files: list[str]) -> None:
-    """Megabytes of the process: before, in the second epoch, in the last, and at its peak."""
+    """Megabytes of the process: before, in some of the epochs, and at its peak."""
     before = resident()
     dl = loader(files, workers=2)
     seen = []
@@ -136,9 +133,10 @@ def memory(report: Report, files: list[str]) -> None:
             pass
         gc.collect()
         seen.append(resident())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     cached = sum(cache.nbytes for cache in dl.reader.caches.values()) / 1e6
-    values = {"before": before, "epoch 2": seen[1], f"epoch {EPOCHS}": seen[-1], "peak": peak}
+    places = {f"epoch {number}": seen[number - 1] for number in (2, EPOCHS // 2, EPOCHS)}
+    values = {"before": before, **places, "peak": peak}
     for name, value in values.items():
         report.add("memory", f"{name}, MB", [value], digits=1)
     report.add("memory", "pictures kept, MB", [cached], digits=1)

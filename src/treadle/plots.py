@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which stay apart for all common kinds of colour blindness.
-BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -121,7 +121,7 @@ def plot_lr_find(
     with _style():
         axes = _axes()
         axes.plot(lrs, losses, color=BLUE)
-        colors = (ORANGE, GREEN, PINK)
+        colors = (ORANGE, GREEN, PINK, SKY)
         for i, (name, (lr, loss)) in enumerate((suggestions or {}).items()):
             label = f"{name}: {lr:.2e}"
             axes.plot([lr], [loss], "o", color=colors[i % len(colors)], markersize=7, label=label)

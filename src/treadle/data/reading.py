@@ -105,12 +105,12 @@ class Reader:
         columns = []
         for place in range(len(self.dataset.blocks)):
             if (cache := self.caches.get(place)) is not None:
-                found = [cache.get(index) for index in indices]
-                if None in found:
+                found = cache.many(indices)
+                if not all(found):
                     return None
                 columns.append([pixels for pixels, _ in found])  # type: ignore[misc]
             elif (known := self._known.get(place)) is not None:
-                column = [known[index] for index in indices]
+                column = [*map(known.__getitem__, indices)]
                 if any(value is _UNKNOWN for value in column):
                     return None
                 columns.append(column)

@@ -94,24 +94,16 @@ class Placed(ItemStage):
         size, pad = self.transform.size, self.transform.pad_mode
         for place in moved:
             kind, column = str(samples.kinds[place]), samples.columns[place]
-            frames = _frames_of(place, samples)
-            corners = self.transform.windows(np.array(frames).reshape(-1, 2), own).tolist()
-            samples.columns[place] = [
-                _window(kind, value, frame, (top, left, *size), pad)
-                for value, frame, (top, left) in zip(column, frames, corners, strict=True)
-            ]
+            frames = np.array(_frames_of(place, samples)).reshape(-1, 2)
+            corners = self.transform.windows(frames, own)
+            pairs = zip(column, corners.tolist(), strict=True)
+            if kind in PIXELS and (corners >= 0).all():  # views: nothing is copied
+                height, width = size
+                made = [v[top : top + height, left : left + width] for v, (top, left) in pairs]
+            else:
+                made = [windowed(kind, v, (top, left, *size), pad) for v, (top, left) in pairs]
+            samples.columns[place] = made
         samples.frames = [size] * len(samples)
-
-
-def _window(
-    kind: str, value: Any, frame: tuple[int, int], window: tuple[int, int, int, int], pad: Any
-) -> Any:
-    top, left, height, width = window
-    if frame == (height, width):
-        return value
-    if kind in PIXELS and top >= 0 and left >= 0:
-        return value[top : top + height, left : left + width]  # a view: nothing is copied
-    return windowed(kind, value, window, pad)
 
 
 def _frames_of(place: int, samples: Samples) -> Sequence[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ class PixelCache(ABC):
     @abstractmethod
     def get(self, index: int) -> tuple[Pixels, Frame] | None:
         """The picture and its frame, or None where there is none (yet). Never change the pixels."""
+
+    def many(self, indices: Sequence[int]) -> Sequence[tuple[Pixels, Frame] | None]:
+        """`get` of each of `indices`."""
+        return [self.get(index) for index in indices]
 
     @abstractmethod
     def put(self, index: int, pixels: Pixels, frame: Frame) -> Pixels:

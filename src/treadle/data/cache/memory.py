@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 
 from treadle.data.cache.base import Frame, PixelCache, Pixels, checked
 
@@ -39,6 +40,9 @@ class MemoryCache(PixelCache):
 
     def get(self, index: int) -> tuple[Pixels, Frame] | None:
         return self._pictures[index]
+
+    def many(self, indices: Sequence[int]) -> Sequence[tuple[Pixels, Frame] | None]:
+        return [*map(self._pictures.__getitem__, indices)]  # a batch's, for the cost of one
 
     def put(self, index: int, pixels: Pixels, frame: Frame) -> Pixels:
         pixels = checked(pixels)
