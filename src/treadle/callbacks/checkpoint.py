@@ -119,7 +119,7 @@ class CheckpointCallback(Callback):
         self.updates_then = self.learn.updates
         state = snapshot(self.learn, batches)
         tensors, values = pack({**state, "call": self._call()})
-        self.writer.submit(self.learn.updates, tensors, values)
+        self.writer.submit(self.learn.updates, tensors, {"state": values})
         self.written = time.monotonic()
 
     def _call(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Resuming(TrainingLoop):
         if newest is None:
             raise DataError(f"there is no checkpoint in {where}; give the folder that has them.")
         read = read_checkpoint(newest)
-        state = unpack(read.tensors, read.values, self.device or "cpu")
+        state = unpack(read.tensors, read.values.get("state", {}), self.device or "cpu")
         call = _checked_call(state.get("call", {}), newest)
         if not any(isinstance(cb, CheckpointCallback) for cb in (*self.cbs, *as_list(cbs))):
             again = CheckpointCallback(Every(**call["every"]), where, **call["writing"])
@@ -125,9 +125,10 @@ class Resumption(Callback):
     def before_fit(self) -> None:
         check_fits(self.learn, self.state)
         put_back(self.learn, self.state)
-        self.within = self.state["place"]["batches"] is not None
+        place = self.state["fit"]["place"]
+        self.within = place["batches"] is not None
         self.scope.callback(setattr, self.learn, "first_epoch", 0)
-        self.learn.first_epoch = self.state["place"]["epoch"]
+        self.learn.first_epoch = place["epoch"]
         if not self.within:
             self.state = {}  # which may be as large as the model
 
@@ -136,9 +137,10 @@ class Resumption(Callback):
             return
         self.within = False
         put_back(self.learn, self.state)
-        self.learn.first_iter = self.state["place"]["batches"]
+        fit = self.state["fit"]
+        self.learn.first_iter = fit["place"]["batches"]
         if not can_seek(self.dls.train):
-            begun_with = self.state["callbacks"]["checkpoint"]["begun_with"]
+            begun_with = fit["callbacks"]["checkpoint"]["begun_with"]
             self.learn.dl = _Wound(self.learn, self.dl, begun_with)
         self.state = {}
 

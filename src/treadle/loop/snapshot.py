@@ -25,24 +25,26 @@ def snapshot(loop: TrainingLoop, batches: int | None) -> dict[str, Any]:
     """
     params = dict(loop.model.named_parameters())
     return {
-        "place": {"epoch": loop.epoch + (batches is None), "batches": batches},
-        "loop": {name: getattr(loop, name) for name in _LOOP_FIELDS},
         "model": dict(model_tensors(loop.model)),
-        "gradients": {name: p.grad for name, p in params.items() if p.grad is not None},
-        "frozen": [name for name, p in params.items() if not p.requires_grad],
         "optimizer": _by_name(loop.opt.state_dict()),
-        "frozen_groups": getattr(loop.opt, "frozen_idx", 0),
-        "window": None if loop.window is None else loop.window.state_dict(),
-        "precision": loop.precision.state_dict(),
-        "loaders": [_of_loader(dl) for dl in loop.dls],
-        "callbacks": {name: cb.state_dict() for name, cb in _with_state(loop)},
-        "generators": all_generators(loop),
+        "fit": {
+            "place": {"epoch": loop.epoch + (batches is None), "batches": batches},
+            "loop": {name: getattr(loop, name) for name in _LOOP_FIELDS},
+            "gradients": {name: p.grad for name, p in params.items() if p.grad is not None},
+            "frozen": [name for name, p in params.items() if not p.requires_grad],
+            "frozen_groups": getattr(loop.opt, "frozen_idx", 0),
+            "window": None if loop.window is None else loop.window.state_dict(),
+            "precision": loop.precision.state_dict(),
+            "loaders": [_of_loader(dl) for dl in loop.dls],
+            "callbacks": {name: cb.state_dict() for name, cb in _with_state(loop)},
+            "generators": all_generators(loop),
+        },
     }
 
 
 def check_fits(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
     """Raise UsageError that says what differs, if `state` is of another learner than this one."""
-    mine, theirs = dict(model_tensors(loop.model)), state["model"]
+    mine, theirs, fit = dict(model_tensors(loop.model)), state["model"], state["fit"]
     _check_same("model", "parameters and buffers", theirs.keys(), mine.keys(), mine.keys())
     for name, t in mine.items():
         if t.shape != theirs[name].shape:
@@ -52,45 +54,46 @@ def check_fits(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
             )
     there = {name: bool(cb.state_dict()) for name, cb in _with_state(loop)}
     keeping = {name for name, keeps in there.items() if keeps}
-    saved = {name for name, kept in state["callbacks"].items() if kept}
+    saved = {name for name, kept in fit["callbacks"].items() if kept}
     _check_same("learner", "callbacks", saved, there.keys(), keeping)
-    if state["precision"]["name"] != loop.precision.name:
+    if fit["precision"]["name"] != loop.precision.name:
         raise UsageError(
             f"the checkpoint was computed in {state['precision']['name']} and this learner computes"
-            f' in {loop.precision.name}; make it with precision="{state["precision"]["name"]}".'
+            f' in {loop.precision.name}; make it with precision="{fit["precision"]["name"]}".'
         )
-    if len(state["loaders"]) != len(loop.dls):
+    if len(fit["loaders"]) != len(loop.dls):
         raise UsageError(
             f"the checkpoint has {len(state['loaders'])} loaders and this learner "
             f"{len(loop.dls)}; give the data that were trained on."
         )
-    for i, (dl, saved_one) in enumerate(zip(loop.dls, state["loaders"], strict=True)):
+    for i, (dl, saved_one) in enumerate(zip(loop.dls, fit["loaders"], strict=True)):
         _check_loader(i, dl, saved_one)
 
 
 def put_back(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
     """Make the fit under way the one that `snapshot` was taken of, but for its place."""
+    fit = state["fit"]
     for name in _LOOP_FIELDS:
-        setattr(loop, name, state["loop"][name])
+        setattr(loop, name, fit["loop"][name])
     loop.opt.load_state_dict(_by_place(state["optimizer"], loop.opt))
-    loop.opt.frozen_idx = state["frozen_groups"]
+    loop.opt.frozen_idx = fit["frozen_groups"]
     with torch.no_grad():
         for name, t in model_tensors(loop.model):
             t.copy_(state["model"][name])
     for name, p in loop.model.named_parameters():
-        p.requires_grad_(name not in state["frozen"])
-        grad = state["gradients"].get(name)
+        p.requires_grad_(name not in fit["frozen"])
+        grad = fit["gradients"].get(name)
         p.grad = None if grad is None else grad.to(p, copy=True)
     if loop.window is not None:
-        loop.window.load_state_dict(state["window"])
-    loop.precision.load_state_dict(state["precision"])
-    for dl, saved in zip(loop.dls, state["loaders"], strict=True):
+        loop.window.load_state_dict(fit["window"])
+    loop.precision.load_state_dict(fit["precision"])
+    for dl, saved in zip(loop.dls, fit["loaders"], strict=True):
         if saved["state"] is not None:
             dl.load_state_dict(saved["state"])
     for name, cb in _with_state(loop):
-        if name in state["callbacks"]:
-            cb.load_state_dict(state["callbacks"][name])
-    set_all_generators(loop, state["generators"])
+        if name in fit["callbacks"]:
+            cb.load_state_dict(fit["callbacks"][name])
+    set_all_generators(loop, fit["generators"])
 
 
 def all_generators(loop: TrainingLoop) -> dict[str, Any]:
