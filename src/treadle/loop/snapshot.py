@@ -13,7 +13,7 @@ from treadle.loop.order import sort_callbacks
 from treadle.loop.state import generators, model_tensors, set_generators
 from treadle.loop.training import TrainingLoop
 
-_LOOP_FIELDS = "n_epoch updates planned_updates".split()
+_LOOP_FIELDS = "training n_epoch epoch n_iter iter updates planned_updates".split()
 _LOADER_FIELDS = "n bs".split()
 
 
