@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from treadle.callbacks import (
+    ActivationStats,
     CSVLogger,
     CutMix,
     EarlyStoppingCallback,
     EMACallback,
     GradientAccumulation,
+    GradientLog,
     MixUp,
     ReduceLROnPlateau,
     SaveModelCallback,
@@ -180,7 +182,7 @@ CASES: dict[str, Case] = {
         10,
         lambda learn, **kw: learn.fit_flat_cos(2, slice(0.001, 0.01), **kw),
         lambda params, **kw: Lookahead(RAdam(params, **kw), k=3),
-        lambda: [EMACallback(0.9)],
+        lambda: [EMACallback(0.9), GradientLog(), ActivationStats()],
         groups=True,
     ),
     "schedule_free": Case(15, lambda learn, **kw: learn.fit(3, 0.01, **kw), ScheduleFreeAdamW),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +56,8 @@ class CheckpointCallback(Callback):
     **What is in it.** Model, gradients, optimizer and its hyper-parameters, what is frozen, loss
     scale, the place in the data, all random generators, the call that trains, and the state of
     each callback, as its `state_names` or its `state_dict` declare it. Of a callback of your own
-    that counts something in an attribute and declares nothing, the count starts anew.
+    that counts something in an attribute and declares nothing, the count starts anew: a warning
+    says so when the first checkpoint is taken. `state_names = ()` says that it does no harm.
 
     **Loaders.** One of Treadle goes on with the next batch at once, and may have other workers or
     another cache then. Of one without a `state_dict`, such as torch's, the batches before in that
@@ -94,6 +97,7 @@ class CheckpointCallback(Callback):
     def before_fit(self) -> None:
         self.updates_then, self.written = self.learn.updates, time.monotonic()
         self.begun_with: dict[str, Any] | None = None
+        self.silent: dict[Callback, dict[str, float]] | None = None
         folder = self.folder or self.path / "checkpoints"
         writer = Writer(folder, keep_last=self.keep_last, on_full=self.on_full)
         self.writer = self.scope.enter_context(writer)
@@ -102,6 +106,8 @@ class CheckpointCallback(Callback):
         # A loader that cannot seek is to draw this epoch's order again.
         seeks = can_seek(self.dls.train)
         self.begun_with = None if seeks else all_generators(self.learn)
+        if self.silent is None:
+            self.silent = {cb: _counts(cb) for cb in self.learn.cbs if _declares_nothing(cb)}
 
     def after_batch(self) -> None:
         every = self.every
@@ -117,13 +123,45 @@ class CheckpointCallback(Callback):
 
     def _write(self, batches: int | None) -> None:
         self.updates_then = self.learn.updates
+        self._warn_of_counts()
         state = snapshot(self.learn, batches)
         tensors, values = pack({**state, "call": self._call()})
         self.writer.submit(self.learn.updates, tensors, {"state": values})
         self.written = time.monotonic()
+
+    def _warn_of_counts(self) -> None:
+        for cb, before in (self.silent or {}).items():
+            changed = [name for name, value in _counts(cb).items() if before.get(name) != value]
+            if changed:
+                warnings.warn(
+                    f"{cb} changes {', '.join(changed)} while it trains, and a resumed fit would "
+                    f"begin with {changed[0]} anew; write state_names = ({changed[0]!r}, ...) in "
+                    "its class, or state_names = () if that does no harm.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        self.silent = {}
 
     def _call(self) -> dict[str, Any]:
         call = getattr(self.learn, "call", None)
         told = {} if call is None else call.state_dict()
         own = {"keep_last": self.keep_last, "on_full": self.on_full}
         return {**told, "every": asdict(self.every), "writing": own}
+
+
+def _declares_nothing(cb: Callback) -> bool:
+    """Whether a callback of the user's leaves open what of it is to be kept."""
+    classes = [cls for cls in type(cb).__mro__ if issubclass(cls, Callback) and cls is not Callback]
+    said = any({"state_names", "state_dict"} & vars(cls).keys() for cls in classes)
+    return not (said or type(cb).__module__.startswith("treadle."))
+
+
+def _counts(cb: Callback) -> dict[str, float]:
+    """The numbers among a callback's attributes, and the lengths of its lists and dicts."""
+    found: dict[str, float] = {}
+    for name, value in vars(cb).items():
+        if isinstance(value, (int, float)):
+            found[name] = value
+        elif isinstance(value, (list, dict, set, deque)):
+            found[name] = len(value)
+    return found

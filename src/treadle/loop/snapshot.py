@@ -58,12 +58,12 @@ def check_fits(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
     _check_same("learner", "callbacks", saved, there.keys(), keeping)
     if fit["precision"]["name"] != loop.precision.name:
         raise UsageError(
-            f"the checkpoint was computed in {state['precision']['name']} and this learner computes"
+            f"the checkpoint was computed in {fit['precision']['name']} and this learner computes"
             f' in {loop.precision.name}; make it with precision="{fit["precision"]["name"]}".'
         )
     if len(fit["loaders"]) != len(loop.dls):
         raise UsageError(
-            f"the checkpoint has {len(state['loaders'])} loaders and this learner "
+            f"the checkpoint has {len(fit['loaders'])} loaders and this learner "
             f"{len(loop.dls)}; give the data that were trained on."
         )
     for i, (dl, saved_one) in enumerate(zip(loop.dls, fit["loaders"], strict=True)):
