@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import copied_params, same_params, tiny_dls, tiny_learner
-from treadle.callbacks import CheckpointCallback, CSVLogger, EMACallback, Every
+from treadle.callbacks import (
+    CheckpointCallback,
+    CSVLogger,
+    EMACallback,
+    Every,
+    GradientAccumulation,
+)
 from treadle.data import DataLoader, DataLoaders
 from treadle.errors import DataError, UsageError
 from treadle.loop import Callback
@@ -118,6 +124,22 @@ def test_the_one_before_a_damaged_one_serves(tmp_path):
         learn.resume()
     assert same_params(learn.model, copied_params(whole.model))
     assert learn.recorder.raw_losses == whole.recorder.raw_losses
+
+
+def test_batches_of_a_list_are_passed_over(tmp_path):
+    """And updates are planned by the size of a batch, which such loaders tell with the first."""
+    whole = tiny_learner(cbs=GradientAccumulation(48))
+    with whole.no_logging():
+        whole.fit_one_cycle(2)
+    learn = tiny_learner(path=tmp_path, cbs=GradientAccumulation(48))
+    with learn.no_logging(), pytest.raises(Interrupted):
+        learn.fit_one_cycle(2, cbs=interrupt_at(1, 4), checkpoint=Every(minutes=1e-9))
+    again = tiny_learner(path=tmp_path, cbs=GradientAccumulation(48))
+    with again.no_logging():
+        again.resume()
+    assert same_params(again.model, copied_params(whole.model))
+    assert again.recorder.hypers == whole.recorder.hypers
+    assert again.recorder.raw_losses == whole.recorder.raw_losses
 
 
 def test_the_table_shows_the_epochs_that_are_over(tmp_path, capsys):

@@ -1,9 +1,10 @@
 """Runs trainings that are killed at random moments, and says what came of them.
 
-`python killed.py FOLDER CASE KILLS WORKERS SEED`. A run is a process of its own that trains, or
-resumes where there is a checkpoint; it is killed after a random time, three times, and then left
-to end. Prints a JSON object: how many runs and kills there were, the kills before the first
-checkpoint, and for each run whose outcome differs from that of one without kills, in what.
+`python killed.py FOLDER CASE KILLS SEED WORKERS...`: so many kills for each number of workers. A
+run is a process of its own that trains, or resumes where there is a checkpoint; it is killed after
+a random time, three times, and then left to end. Prints a JSON object: how many runs and kills
+there were, the kills before the first checkpoint, and for each run whose outcome differs from that
+of one without kills, in what.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from resume_cases import CASES, outcome
 
@@ -66,7 +68,9 @@ def ended(pid: int, seconds: float) -> bool:
     return False
 
 
-def run(name: str, path: Path, workers: int, seconds: float, drawn: random.Random) -> list[int]:
+def run(
+    name: str, path: Path, workers: int, seconds: float, drawn: random.Random
+) -> tuple[int, int]:
     """The kills of one run, and those of them that came before there was a checkpoint."""
     path.mkdir()
     kills = early = 0
@@ -76,37 +80,43 @@ def run(name: str, path: Path, workers: int, seconds: float, drawn: random.Rando
             early += newest_checkpoint(path / "checkpoints") is None
     if not (path / "outcome.json").exists():
         ended(start(name, path, workers), 120)
-    return [kills, early]
+    return kills, early
 
 
 def main() -> None:
-    folder, name, wanted, workers, seed = (
-        kind(a) for kind, a in zip(TYPES, sys.argv[1:], strict=True)
-    )
-    drawn = random.Random(seed)
+    folder, name, wanted = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    drawn = random.Random(int(sys.argv[4]))
     (folder / "warm").mkdir()
     train(name, folder / "warm", 0, resume=False)  # what is imported and compiled late
+    told = {"runs": 0, "kills": 0, "early": 0, "wrong": {}}
+    for workers in map(int, sys.argv[5:]):
+        (folder / f"workers-{workers}").mkdir()
+        kill(folder / f"workers-{workers}", name, wanted, workers, drawn, told)
+    print(json.dumps(told))
+
+
+def kill(
+    folder: Path, name: str, wanted: int, workers: int, drawn: random.Random, told: dict[str, Any]
+) -> None:
+    """At least `wanted` kills, in runs of three; adds what came of them to `told`."""
     (folder / "expected").mkdir()
     began = time.monotonic()
     ended(start(name, folder / "expected", workers), 120)
     seconds = time.monotonic() - began
     expected = json.loads((folder / "expected" / "outcome.json").read_text())
-    kills = early = runs = 0
-    wrong = {}
-    while kills < wanted:
-        path = folder / f"run-{runs}"
-        killed, too_early = run(name, path, workers, seconds, drawn)
-        kills, early, runs = kills + killed, early + too_early, runs + 1
-        found = path / "outcome.json"
+    goal = told["kills"] + wanted
+    while told["kills"] < goal:
+        path = folder / f"run-{told['runs']}"
+        kills, early = run(name, path, workers, seconds, drawn)
+        told["runs"], told["kills"] = told["runs"] + 1, told["kills"] + kills
+        told["early"] += early
+        found, error = path / "outcome.json", path / "error.txt"
         got = json.loads(found.read_text()) if found.exists() else {}
         differ = [part for part in expected if got.get(part) != expected[part]]
         if differ:
-            error = path / "error.txt"
-            wrong[path.name] = [*differ, error.read_text() if error.exists() else ""]
-    print(json.dumps({"runs": runs, "kills": kills, "early": early, "wrong": wrong}))
+            said = error.read_text() if error.exists() else ""
+            told["wrong"][f"{path.name}, {workers} workers"] = [*differ, said]
 
-
-TYPES = (Path, str, int, int, int)
 
 if __name__ == "__main__":
     main()

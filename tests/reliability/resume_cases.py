@@ -72,6 +72,16 @@ class Seen(Callback):
         return getattr(self.dls.train, "indices", ())
 
 
+class Thaw(Callback):
+    """All groups train from the fourth batch on, however they were before."""
+
+    run_valid = False
+
+    def after_batch(self):
+        if (self.epoch, self.iter) == (0, 2):
+            self.opt.unfreeze()
+
+
 @dataclass(frozen=True)
 class Case:
     """How a learner is made and trained; `batches` is how many that takes in all."""
@@ -180,9 +190,9 @@ CASES: dict[str, Case] = {
     ),
     "lookahead": Case(
         10,
-        lambda learn, **kw: learn.fit_flat_cos(2, slice(0.001, 0.01), **kw),
+        lambda learn, **kw: (learn.freeze(), learn.fit_flat_cos(2, slice(0.001, 0.01), **kw)),
         lambda params, **kw: Lookahead(RAdam(params, **kw), k=3),
-        lambda: [EMACallback(0.9), GradientLog(), ActivationStats()],
+        lambda: [Thaw(), EMACallback(0.9), GradientLog(), ActivationStats()],
         groups=True,
     ),
     "schedule_free": Case(15, lambda learn, **kw: learn.fit(3, 0.01, **kw), ScheduleFreeAdamW),
@@ -230,7 +240,7 @@ def outcome(learn: Learner) -> dict[str, str]:
 
 
 def digest(value: Any) -> str:
-    """Of every bit and every type in nested containers."""
+    """Of every bit and every type in nested containers; the order of keys does not count."""
     found = hashlib.sha256()
     _feed(value, found)
     return found.hexdigest()[:16]
@@ -245,7 +255,7 @@ def _feed(value: Any, found: Any) -> None:
     elif isinstance(value, Path):
         found.update(value.name.encode())
     elif isinstance(value, dict):
-        for key, inner in value.items():
+        for key, inner in sorted(value.items(), key=lambda pair: repr(pair[0])):
             found.update(repr(key).encode())
             _feed(inner, found)
     elif isinstance(value, (list, tuple)):
