@@ -4,6 +4,7 @@ from treadle.callbacks.accumulation import GradientAccumulation
 from treadle.callbacks.activation_stats import ActivationStats
 from treadle.callbacks.bn_freeze import BnFreeze
 from treadle.callbacks.channels_last import ChannelsLast
+from treadle.callbacks.checkpoint import CheckpointCallback, Every
 from treadle.callbacks.compile import CompileCallback
 from treadle.callbacks.csv_logger import CSVLogger
 from treadle.callbacks.cutmix import CutMix
@@ -36,10 +37,12 @@ __all__ = [
     "BnFreeze",
     "CSVLogger",
     "ChannelsLast",
+    "CheckpointCallback",
     "CompileCallback",
     "CutMix",
     "EMACallback",
     "EarlyStoppingCallback",
+    "Every",
     "GatherPredsCallback",
     "GradientAccumulation",
     "GradientClip",

@@ -40,6 +40,7 @@ class GradientAccumulation(Callback):
 
     order = -20  # has the size of the first batch before schedules ask how many updates there are
     run_valid = False
+    state_names = ("planned",)
 
     def __init__(self, n_acc: int = 32) -> None:
         if n_acc < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +66,14 @@ class ActivationStats(HookCallback):
 
     def after_epoch(self) -> None:
         self._read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs. Waits for the device."""
+        return {"batches": list(self.batches), "values": self._read()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave."""
+        self.batches, self._values, self._rows = list(state["batches"]), state["values"], []
 
     def _read(self) -> Tensor:
         """(batches, layers, numbers), on the CPU. Waits for the device."""

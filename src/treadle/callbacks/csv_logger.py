@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from treadle.errors import DataError
 from treadle.loop.events import Callback
@@ -29,6 +31,7 @@ class CSVLogger(Callback):
     order = 60
     run_after = "Recorder"
     reports = True
+    state_names = ("before",)
 
     def __init__(self, fname: str | os.PathLike[str] = "history.csv", append: bool = False) -> None:
         self.fname, self.append = fname, append
@@ -47,6 +50,13 @@ class CSVLogger(Callback):
             )
         write_text(self.file, self.before)
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._write()
+
     def after_epoch(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
         table = history_csv(self.recorder.metric_names, self.recorder.rows)
         write_text(self.file, self.before + table.partition("\n")[2])

@@ -106,7 +106,7 @@ class EMACallback(Callback):
             UsageError: if it is the average of another model.
         """
         _check_same_names(state["average"], _weights(self.model))
-        self.n = state["n"]
+        self.n, self.updates_seen = state["n"], self.learn.updates
         self.average, self.raw = copy.deepcopy((state["average"], state["raw"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ class GradientLog(Callback):
 
     def after_epoch(self) -> None:
         self._read()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs. Waits for the device."""
+        return {"norms": self._read()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave."""
+        self._norms, self._rows = state["norms"], []
 
     def _read(self) -> Tensor:
         if self._rows:

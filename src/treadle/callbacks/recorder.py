@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from treadle.run.folder import write_history
 
 # So many losses wait one by one on the device; then they become one tensor there.
 _CHUNK = 1024
+
+# What a resume needs, when the losses have been read.
+_KEPT = "values rows hypers iters _recorded _raw _smooth _average".split()
 
 
 class Recorder(Callback):
@@ -128,6 +132,22 @@ class Recorder(Callback):
     def validation_values(self) -> list[float | None]:
         """The loss and the metrics of the last validation."""
         return [metric.value for metric in (self.valid_loss, *self.metrics)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs. Waits for the device."""
+        self._read()
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return {**kept, "seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave, and show the rows of the epochs that are over."""
+        shown = len(self.rows)
+        for name in _KEPT:
+            setattr(self, name, copy.deepcopy(state[name]))
+        self._views, self._single, self._chunks = [], [], []
+        self.started = time.perf_counter() - state["seconds"]
+        for row in self.rows[shown:]:
+            self.learn.logger(row)
 
     # What was recorded, to be read
 

@@ -29,6 +29,7 @@ class SaveModelCallback(TrackerCallback):
     """
 
     order = TrackerCallback.order + 1
+    state_names = ("last_saved_path",)
 
     def __init__(
         self,

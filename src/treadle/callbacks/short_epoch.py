@@ -67,7 +67,12 @@ class _First:
         return self._n
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(self._dl, self._n)
+        return islice(self._dl, self._n - self._begun())
+
+    def _begun(self) -> int:
+        """The batches before the one that comes next, where an epoch is resumed."""
+        state = self._dl.state_dict() if hasattr(self._dl, "state_dict") else {}
+        return int(state.get("batch", 0))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dl, name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from treadle.callbacks.table import no_table
 from treadle.errors import CallbackError, UsageError
@@ -77,6 +78,7 @@ class TrackerCallback(Callback):
     order = 60
     run_after = "Recorder"
     reports = True  # what it reads, the Recorder's rows, is a report
+    state_names: ClassVar[Sequence[str]] = ("best", "new_best", "wait")
 
     def __init__(
         self,

@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from treadle.callbacks.checkpoint import CheckpointCallback, Every
 from treadle.callbacks.scheduler import ParamScheduler
 from treadle.errors import UsageError
 from treadle.learner.plan import planned_hypers
+from treadle.learner.resuming import Resuming, resumable
 from treadle.loop.listeners import Callbacks, as_list
-from treadle.loop.training import TrainingLoop
 from treadle.optim import make_opt
 from treadle.params import norm_params
 from treadle.schedule import SchedCos, Schedule, combine_scheds, combined_cos
@@ -21,7 +22,7 @@ from treadle.study import Found, find, lr_find, valley
 Rate = float | slice | Sequence[float] | None
 
 
-class Fitting(TrainingLoop):
+class Fitting(Resuming):
     """The part of a `Learner` that trains."""
 
     lr: float
@@ -95,6 +96,7 @@ class Fitting(TrainingLoop):
 
     # Training
 
+    @resumable
     def fit(
         self,
         n_epoch: int,
@@ -102,10 +104,13 @@ class Fitting(TrainingLoop):
         wd: float | None = None,
         cbs: Callbacks = None,
         reset_opt: bool = False,
+        checkpoint: Every | None = None,
     ) -> None:
         """Train for `n_epoch` epochs at the rate `lr`, validating after each.
 
-        `lr` may be a `slice`, spread over the parameter groups.
+        `lr` may be a `slice`, spread over the parameter groups. With `checkpoint=Every(...)`, which
+        all verbs that train take alike, `resume` can go on with it when it was interrupted; see
+        `CheckpointCallback`.
 
         Raises:
             UsageError: if the training loader is empty, or no stepper of the optimizer uses what
@@ -115,7 +120,10 @@ class Fitting(TrainingLoop):
             raise UsageError(
                 "the training loader has no batches; give more items, or a smaller batch size."
             )
-        with self.added_cbs(cbs), self._open_scope():
+        if self._passed_over():
+            return
+        cbs = as_list(cbs) + [CheckpointCallback(every) for every in [checkpoint] if every]
+        with self.added_cbs([*cbs, *self._resumptions()]), self._open_scope():
             if reset_opt:
                 self.opt = None
             self._have_opt().set_hypers(lr=self.lr if lr is None else lr)
@@ -123,10 +131,12 @@ class Fitting(TrainingLoop):
             if wd is not None:
                 self.opt.set_hypers(wd=wd)
             self.n_epoch = n_epoch
+            self.first_epoch, self.first_iter = 0, 0
             self.updates, self.planned_updates = 0, max(n_epoch * len(self.dls.train), 1)
             self._settle()
             self._do_fit()
 
+    @resumable
     def fit_one_cycle(
         self,
         n_epoch: int,
@@ -138,6 +148,7 @@ class Fitting(TrainingLoop):
         moms: tuple[float, float, float] | None = None,
         cbs: Callbacks = None,
         reset_opt: bool = False,
+        checkpoint: Every | None = None,
     ) -> None:
         """Train with the one-cycle policy (arXiv 1708.07120): the rate rises from `lr_max / div` to
         `lr_max` in the share `pct_start` of all updates and falls to `lr_max / div_final`, both
@@ -150,8 +161,11 @@ class Fitting(TrainingLoop):
         }
         if self._has_momentum(moms):
             scheds["mom"] = combined_cos(pct_start, *(self.moms if moms is None else moms))
-        self.fit(n_epoch, lr=lr_max, wd=wd, cbs=[ParamScheduler(scheds), *as_list(cbs)])
+        self.fit(
+            n_epoch, lr_max, wd, [ParamScheduler(scheds), *as_list(cbs)], checkpoint=checkpoint
+        )
 
+    @resumable
     def fit_flat_cos(
         self,
         n_epoch: int,
@@ -161,13 +175,15 @@ class Fitting(TrainingLoop):
         wd: float | None = None,
         cbs: Callbacks = None,
         reset_opt: bool = False,
+        checkpoint: Every | None = None,
     ) -> None:
         """Train at a flat `lr` for the share `pct_start` of all updates, then let it fall along a
         half cosine to `lr / div_final`."""
         lrs = self._group_lrs(lr, reset_opt)
         scheds = {"lr": [combined_cos(pct_start, lr, lr, lr / div_final) for lr in lrs]}
-        self.fit(n_epoch, lr=lr, wd=wd, cbs=[ParamScheduler(scheds), *as_list(cbs)])
+        self.fit(n_epoch, lr, wd, [ParamScheduler(scheds), *as_list(cbs)], False, checkpoint)
 
+    @resumable
     def fit_sgdr(
         self,
         n_cycles: int,
@@ -177,6 +193,7 @@ class Fitting(TrainingLoop):
         wd: float | None = None,
         cbs: Callbacks = None,
         reset_opt: bool = False,
+        checkpoint: Every | None = None,
     ) -> None:
         """Train in `n_cycles` cycles, each a half cosine from `lr_max` to 0 and a restart
         (arXiv 1608.03983). The first lasts `cycle_len` epochs, each later one `cycle_mult` times
@@ -186,8 +203,11 @@ class Fitting(TrainingLoop):
         pcts = [length / n_epoch for length in lengths]
         lrs = self._group_lrs(lr_max, reset_opt)
         scheds = {"lr": [combine_scheds(pcts, [SchedCos(lr, 0.0)] * n_cycles) for lr in lrs]}
-        self.fit(n_epoch, lr=lr_max, wd=wd, cbs=[ParamScheduler(scheds), *as_list(cbs)])
+        self.fit(
+            n_epoch, lr_max, wd, [ParamScheduler(scheds), *as_list(cbs)], checkpoint=checkpoint
+        )
 
+    @resumable
     def fine_tune(
         self,
         epochs: int,

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum, auto
 from operator import attrgetter
 from types import MethodType
@@ -126,6 +126,10 @@ class Callback:
         run, run_train, run_valid: switches; the last two for events within batches.
         reports: whether it only tells what happens, or judges it; `lr_find` and `get_preds` go
             without those.
+        state_names: the attributes that change while training and that a resumed fit is to go on
+            with: tensors, numbers, text, and lists, tuples or dicts of these. Those of the parent
+            classes need not be named again. For more than that, write `state_dict` and
+            `load_state_dict`.
 
     Raises:
         CallbackError: when a class is made with a method that looks like an event but is none, and
@@ -143,6 +147,7 @@ class Callback:
     run_train: bool = True
     run_valid: bool = True
     reports: bool = False
+    state_names: ClassVar[Sequence[str]] = ()
     learn: Any
     _heard: ClassVar[frozenset[str]] = frozenset()
 
@@ -173,6 +178,22 @@ class Callback:
         `RNNCallback` is `learn.rnn`, `ModelResetter` is `learn.model_resetter`.
         """
         return default_name(type(self))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs: the attributes in `state_names`, not copied."""
+        return {name: vars(self)[name] for name in self._all_state_names() if name in vars(self)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave. Called in the order in which callbacks run, when all
+        have heard `before_fit`, and once more after `before_train` where an epoch is resumed in
+        its middle; the model, the optimizer and the loop are as they were by then."""
+        for name in self._all_state_names():
+            if name in state:
+                setattr(self, name, state[name])
+
+    def _all_state_names(self) -> Iterator[str]:
+        for cls in type(self).__mro__:
+            yield from vars(cls).get("state_names", ())
 
     def hears(self, name: str) -> bool:
         """Whether this callback has something to do at the event `name`."""

@@ -41,7 +41,7 @@ class Precision:
         self._scaled = self._unscaled = False  # the gradients at hand were, and are no longer
         self._loaded: dict[str, Any] = {}  # the scaler's state, until there is a scaler
         self._opt: Any = None  # whose skipped steps have been counted
-        self._skipped = 0
+        self._skipped = self._late = 0
         self._overflows = LateNumbers()
 
     @property
@@ -102,7 +102,8 @@ class Precision:
         have turned out to be skipped. Nothing waits for that: on a GPU it is known a step later.
         """
         if opt is not self._opt:
-            self._opt, self._skipped = opt, getattr(opt, "skipped", 0)
+            self._opt, self._skipped = opt, getattr(opt, "skipped", 0) - self._late
+            self._late = 0
         if self._scaled:
             self._step_scaled(opt)
         else:
@@ -123,8 +124,11 @@ class Precision:
         self._scaled = self._unscaled = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs: the name, and the scale with its history. Waits for the device."""
-        return {"name": self.name, "scaler": dict(self.scaler.state_dict() or self._loaded)}
+        """What a resume needs: the name, the scale with its history, and how many steps turned out
+        to be skipped that are still counted as updates. Waits for the device."""
+        scaler = dict(self.scaler.state_dict() or self._loaded)
+        late = getattr(self._opt, "skipped", self._skipped) - self._skipped
+        return {"name": self.name, "scaler": scaler, "late": late}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the scale of `state_dict`.
@@ -138,6 +142,7 @@ class Precision:
                 f' make it with precision="{state["name"]}".'
             )
         self._loaded = dict(state["scaler"])
+        self._opt, self._late = None, state["late"]
         self._load_scaler()
 
     def _load_scaler(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
     The copy is held in memory, on the tensors' own devices.
     """
     model, opt = loop.model, loop.opt
-    weights = {name: t.detach().clone() for name, t in _tensors(model)}
+    weights = {name: t.detach().clone() for name, t in model_tensors(model)}
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
@@ -32,12 +32,12 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
     precision, scaler_state = loop.precision, copy.deepcopy(loop.precision.scaler.state_dict())
     fields = {name: getattr(loop, name) for name in _LOOP_FIELDS}
     loaders = [(dl, dl.state_dict()) for dl in loop.dls if hasattr(dl, "load_state_dict")]
-    generators = _generators()
+    drawn = generators()
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, t in _tensors(model):
+            for name, t in model_tensors(model):
                 t.copy_(weights[name])
         for p, grad in grads:
             p.grad = grad
@@ -55,7 +55,7 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
             setattr(loop, name, value)
         for dl, state in loaders:
             dl.load_state_dict(state)
-        _set_generators(generators)
+        set_generators(drawn)
 
 
 _LOOP_FIELDS = (
@@ -64,12 +64,14 @@ _LOOP_FIELDS = (
 ).split()
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, also those that `state_dict` leaves out; a tied one once."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
-def _generators() -> dict[str, Any]:
+def generators() -> dict[str, Any]:
+    """The states of the generators of Python, NumPy and torch."""
     states: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -80,7 +82,8 @@ def _generators() -> dict[str, Any]:
     return states
 
 
-def _set_generators(states: dict[str, Any]) -> None:
+def set_generators(states: Mapping[str, Any]) -> None:
+    """Put the generators where `generators` found them."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])

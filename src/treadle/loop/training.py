@@ -38,8 +38,9 @@ class TrainingLoop(Listeners):
     `y` (the same, out of the tuple if it holds one), `pred`, `loss` (what is reported and, when
     assigned, differentiated), `loss_grad` (what is differentiated), `n_epoch`, `n_iter`, `epoch`,
     `iter`, `training`; `updates` (optimizer steps applied in this fit, without those that turned
-    out to be skipped), `planned_updates`, `precision`, `window` (None: a step for each batch) and
-    `scope` (an `contextlib.ExitStack` that unwinds when the fit ends, however it ends).
+    out to be skipped), `planned_updates`, `first_epoch` and `first_iter` (where a fit that was
+    interrupted goes on), `precision`, `window` (None: a step for each batch) and `scope` (a
+    `contextlib.ExitStack` that unwinds when the fit ends, however it ends).
 
     Of a batch that is cancelled nothing is left: no prediction, no loss, no gradient.
     """
@@ -56,6 +57,7 @@ class TrainingLoop(Listeners):
         self.loss = None
         self.training = False
         self.n_epoch, self.n_iter, self.epoch, self.iter = 1, 1, 0, 0
+        self.first_epoch, self.first_iter = 0, 0
         self.updates, self.planned_updates = 0, 1
         self.scope = ExitStack()
         self._gradient_is_in = False  # the current batch's, in the parameters' gradients
@@ -68,7 +70,7 @@ class TrainingLoop(Listeners):
     def _do_fit(self) -> None:
         try:
             self("before_fit")
-            for epoch in range(self.n_epoch):
+            for epoch in range(self.first_epoch, self.n_epoch):
                 self.epoch = epoch
                 self._do_epoch()
         except CancelFitException:
@@ -110,8 +112,9 @@ class TrainingLoop(Listeners):
         """One pass over `self.dl`."""
         self.n_iter = len(self.dl)
         self._look_at_data()
+        first, self.first_iter = self.first_iter, 0
         with _reading(self.dl) as batches:
-            for i, b in enumerate(batches):
+            for i, b in enumerate(batches, first):
                 self.one_batch(i, b)
 
     def one_batch(self, i: int, b: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -59,6 +60,14 @@ class Window:
         if grads and self.samples != self.n_acc:
             torch._foreach_mul_(grads, self.n_acc / self.samples)
         self.closed = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs beside the gradients, which the parameters have."""
+        return {"samples": self.samples, "closed": self.closed, "loss": self._loss}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave; its loss should be on the model's device."""
+        self.samples, self.closed, self._loss = state["samples"], state["closed"], state["loss"]
 
 
 def samples_in(batch: Any) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from treadle.callbacks.forensic.finding import NonFinite
 from treadle.callbacks.forensic.watch import Watch, blame
 from treadle.loop.events import Callback
-from treadle.loop.state import _generators, _set_generators
+from treadle.loop.state import generators, set_generators
 from treadle.metrics import batch_size
 
 # Batch norm writes its statistics without counting a version of them, so small buffers are copied
@@ -106,7 +106,7 @@ def _untouched(learn: Any, kept: KeptState, cb: Callback) -> Iterator[None]:
     fields["window"] = learn.window
     learn.window = copy.copy(learn.window)
     grads = [(p, p.grad) for p in learn.model.parameters()]
-    generators = _generators()
+    drawn = generators()
     silent = [other for other in learn.cbs if other.reports and other is not cb and other.run]
     try:
         kept.rewind()
@@ -126,7 +126,7 @@ def _untouched(learn: Any, kept: KeptState, cb: Callback) -> Iterator[None]:
             p.grad = grad
         for name, value in fields.items():
             setattr(learn, name, value)
-        _set_generators(generators)
+        set_generators(drawn)
         kept.put_back()
 
 

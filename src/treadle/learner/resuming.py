@@ -1,0 +1,177 @@
+"""Going on with a fit that was interrupted, from its newest checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from treadle.callbacks.checkpoint import CheckpointCallback, Every
+from treadle.errors import DataError
+from treadle.loop.events import Callback
+from treadle.loop.listeners import Callbacks, as_list
+from treadle.loop.snapshot import all_generators, can_seek, check_fits, put_back, set_all_generators
+from treadle.loop.training import TrainingLoop, assigned
+from treadle.run.checkpoint import newest_checkpoint, read_checkpoint
+from treadle.run.packed import unpack
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+_VERBS: set[str] = set()  # that a checkpoint may name
+_NOT_KEPT = ("cbs", "checkpoint")  # made anew by the code that resumes
+
+
+@dataclass
+class Call:
+    """A verb that trains, as it was called. `fits` are those that it has begun so far."""
+
+    verb: str
+    kwargs: dict[str, Any]
+    fits: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs to call it again, and in which of its fits it was."""
+        return {"verb": self.verb, "kwargs": self.kwargs, "fit": self.fits}
+
+
+def resumable(verb: Verb) -> Verb:
+    """A method of the learner that trains, in one fit or in several. A checkpoint names the
+    outermost one that was called, and `resume` calls it again with the same arguments."""
+    _VERBS.add(verb.__name__)
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def called(self: Resuming, *args: Any, **kwargs: Any) -> None:
+        if self.call is not None:
+            verb(self, *args, **kwargs)
+            return
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        given.pop("self")
+        given |= given.pop("kwargs", {})
+        for name in _NOT_KEPT:
+            given.pop(name, None)
+        with assigned(self, "call", Call(verb.__name__, given)):
+            verb(self, *args, **kwargs)
+
+    return cast(Verb, called)
+
+
+class Resuming(TrainingLoop):
+    """The part of a `Learner` that goes on where it was interrupted."""
+
+    path: Path
+    call: Call | None = None
+    _resumption: Resumption | None = None
+
+    def resume(self, folder: str | os.PathLike[str] | None = None, cbs: Callbacks = None) -> None:
+        """Go on with the fit that was interrupted, to its end, from the newest whole checkpoint in
+        `folder` (`path/"checkpoints"` if None).
+
+        Make the learner by the same code as then, and give `cbs` what was given to that fit; number
+        of workers, cache and device may be others. The verb that trained is called again with its
+        arguments: fits before the one that was interrupted are passed over, as are all batches
+        that were done. On the same device it ends with the same bits as without the interruption.
+
+        Raises:
+            DataError: if there is no checkpoint, or it is not one of a fit.
+            UsageError: if the learner is not the one of the checkpoint, with what differs.
+        """
+        where = Path(folder) if folder is not None else self.path / "checkpoints"
+        newest = newest_checkpoint(where)
+        if newest is None:
+            raise DataError(f"there is no checkpoint in {where}; give the folder that has them.")
+        read = read_checkpoint(newest)
+        state = unpack(read.tensors, read.values.get("state", {}), self.device or "cpu")
+        call = _checked_call(state.get("call", {}), newest)
+        if not any(isinstance(cb, CheckpointCallback) for cb in (*self.cbs, *as_list(cbs))):
+            again = CheckpointCallback(Every(**call["every"]), where, **call["writing"])
+            cbs = [*as_list(cbs), again]
+        with assigned(self, "_resumption", Resumption(state, call["fit"])):
+            getattr(self, call["verb"])(**call["kwargs"], cbs=cbs)
+
+    def _passed_over(self) -> bool:
+        """Whether the fit that begins was over when the checkpoint was taken."""
+        if self.call is not None:
+            self.call.fits += 1
+        resumption = self._resumption
+        return resumption is not None and self.call is not None and self.call.fits < resumption.fit
+
+    def _resumptions(self) -> list[Callback]:
+        """What puts the state back in the fit that begins, if it is the one that is resumed."""
+        resumption = self._resumption
+        self._resumption = None
+        return [] if resumption is None else [resumption]
+
+
+class Resumption(Callback):
+    """Puts the state of a checkpoint into a fit that begins, where its events have reset it.
+
+    It does so when the fit has begun; and again before the first batch where an epoch is resumed
+    in its middle, of which the events up to there are heard once more.
+    """
+
+    order = math.inf
+    run_after = CheckpointCallback
+
+    def __init__(self, state: Mapping[str, Any], fit: int) -> None:
+        self.state, self.fit = state, fit
+
+    def before_fit(self) -> None:
+        check_fits(self.learn, self.state)
+        put_back(self.learn, self.state)
+        place = self.state["fit"]["place"]
+        self.within = place["batches"] is not None
+        self.scope.callback(setattr, self.learn, "first_epoch", 0)
+        self.learn.first_epoch = place["epoch"]
+        if not self.within:
+            self.state = {}  # which may be as large as the model
+
+    def before_train(self) -> None:
+        if not self.within:
+            return
+        self.within = False
+        put_back(self.learn, self.state)
+        fit = self.state["fit"]
+        self.learn.first_iter = fit["place"]["batches"]
+        if not can_seek(self.dls.train):
+            begun_with = fit["callbacks"]["checkpoint"]["begun_with"]
+            self.learn.dl = _Wound(self.learn, self.dl, begun_with)
+        self.state = {}
+
+
+class _Wound:
+    """A loader in the epoch that is resumed: the batches that were done are drawn and dropped."""
+
+    def __init__(self, learn: TrainingLoop, dl: Any, begun_with: Mapping[str, Any]) -> None:
+        self._learn, self._dl, self._begun_with = learn, dl, begun_with
+        self._done = learn.first_iter
+
+    def __len__(self) -> int:
+        return len(self._dl)
+
+    def __iter__(self) -> Iterator[Any]:
+        now = all_generators(self._learn)
+        set_all_generators(self._learn, self._begun_with)
+        batches = iter(self._dl)
+        for _ in islice(batches, self._done):
+            pass
+        set_all_generators(self._learn, now)
+        yield from batches
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dl, name)
+
+
+def _checked_call(call: Mapping[str, Any], newest: Path) -> Mapping[str, Any]:
+    if call.get("verb") not in _VERBS:
+        raise DataError(
+            f"{newest} does not say which fit it is of (verb={call.get('verb')!r}); known are "
+            f"{', '.join(sorted(_VERBS))}."
+        )
+    return call
