@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import os
 import resource
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 import workloads
-from common import Report, arguments, paired_difference, versions
+from common import Report, arguments, versions
 from data import chosen, imagenette, treadle_block
 from treadle.data import DataLoader
 from treadle.data.draws import Draws
@@ -38,21 +39,15 @@ def loader(files: list[str], workers: int) -> DataLoader:
     return train
 
 
-class Timed:
-    """A loader's compiled pass, and the seconds that were spent in it."""
+class Clock:
+    """Adds up the seconds that are spent in what it wraps."""
 
-    def __init__(self, first: FirstPass) -> None:
-        self.first, self.seconds = first, 0.0
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.first, name)
+    def wrap(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, timed."""
 
-    def prepared(self, size: tuple[int, int], draws: Draws | None) -> Callable[..., torch.Tensor]:
-        """Drawing the transforms belongs to it."""
-        done = self._timed(self.first.prepared)(size, draws)
-        return self._timed(done)
-
-    def _timed(self, work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             start = time.perf_counter()
             made = work(*args)
@@ -62,25 +57,42 @@ class Timed:
         return run
 
 
+class TimedFirst:
+    """A loader's compiled pass under a clock; drawing the transforms belongs to it."""
+
+    def __init__(self, first: FirstPass, clock: Clock) -> None:
+        self.first, self.clock = first, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.first, name)
+
+    def prepared(self, size: tuple[int, int], draws: Draws | None) -> Callable[..., torch.Tensor]:
+        return self.clock.wrap(self.clock.wrap(self.first.prepared)(size, draws))
+
+
 def own_cost(report: Report, files: list[str]) -> None:
-    """Microseconds a batch of the loader, in the caller's thread, and of the pass in it."""
+    """Microseconds a batch of the loader in the caller's thread, and of its parts."""
     torch.set_num_threads(1)
     dl = loader(files, workers=0)
     if dl.maker.first is None:
         raise SystemExit("There is no C compiler: the compiled pass cannot be measured.")
-    timed = Timed(dl.maker.first)
-    dl.maker.first = timed  # type: ignore[assignment]
-    batches, samples = len(dl), dict[str, list[float]]()
+    collections.deque(dl, maxlen=0)  # the labels are known from the second epoch on
+    gather, transforms = Clock(), Clock()
+    dl.maker.first = TimedFirst(dl.maker.first, transforms)  # type: ignore[assignment]
+    dl.reader.read = gather.wrap(dl.reader.read)  # type: ignore[method-assign]
+    (resize,) = dl.maker.items
+    resize.run = gather.wrap(resize.run)  # type: ignore[method-assign]
+    samples: dict[str, list[float]] = {}
     for _ in range(report.options.rounds * 5):
-        timed.seconds = 0.0
-        took = workloads.seconds(lambda: [None for _ in dl])
-        for name, spent in (("loader", took), ("of it the pass", timed.seconds)):
-            samples.setdefault(name, []).append(1e6 * spent / batches)
-    for name, values in samples.items():
-        report.add(name, "us a batch", values, digits=1)
-    added = paired_difference(samples["loader"], samples["of it the pass"])
-    report.add("added by the loader", "us a batch", [added], digits=1)
-    report.note(f"The loader adds {added:.0f} us a batch to the pass (bar: {BARS['us a batch']}).")
+        gather.seconds = transforms.seconds = 0.0
+        took = workloads.seconds(lambda: collections.deque(dl, maxlen=0))
+        parts = {"gather": gather.seconds, "transforms": transforms.seconds}
+        rest = took - sum(parts.values())
+        for name, spent in {"loader": took, **parts, "the rest": rest}.items():
+            samples.setdefault(name, []).append(1e6 * spent / len(dl))
+    found = {name: report.add(name, "us a batch", v, digits=1) for name, v in samples.items()}
+    told = ", ".join(f"{name} {value:,.0f}" for name, value in found.items())
+    report.note(f"us a batch: {told} (bar of the rest: {BARS['us a batch']})")
 
 
 @contextmanager

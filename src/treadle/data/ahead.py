@@ -20,10 +20,18 @@ def on_device(batches: Batches[Kept], device: torch.device) -> Iterator[tuple[Ke
     To a CUDA device each is copied on a stream of its own, from pinned memory, while the caller
     works with the one before it.
     """
-    if device.type != "cuda":
+    if device.type == "cpu":  # where they are made
+        yield from batches
+    elif device.type != "cuda":
         for kept, batch in batches:
             yield kept, [element.to(device, non_blocking=True) for element in batch]
-        return
+    else:
+        yield from _one_ahead(batches, device)
+
+
+def _one_ahead(
+    batches: Batches[Kept], device: torch.device
+) -> Iterator[tuple[Kept, list[Element]]]:
     side = torch.cuda.Stream(device)
     ahead: tuple[Kept, list[Element]] | None = None
     for kept, batch in batches:
