@@ -31,9 +31,11 @@ def collate(samples: Samples) -> list[torch.Tensor]:
     ]
 
 
-def stacked(kind: str | None, column: Sequence[Any], samples: Samples) -> torch.Tensor:
+def stacked(kind: str | None, column: Any, samples: Samples) -> torch.Tensor:
     """One element of all samples as a tensor."""
     first = column[0]
+    if isinstance(column, np.ndarray):  # whole numbers, such as classes
+        return torch.from_numpy(column)
     if isinstance(first, Image.Image):
         kind, column = "image", [np.asarray(image) for image in column]
     if kind in ("image", "mask") and not isinstance(first, torch.Tensor):

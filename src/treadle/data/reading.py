@@ -12,6 +12,7 @@ from threading import Event, Lock
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from treadle import __version__
@@ -63,7 +64,9 @@ class Reader:
         self.skipped: list[Skipped] = []
         self.caches: dict[int, PixelCache] = {}
         self._opened, self._lock = cache is None or not isinstance(dataset, Dataset), Lock()
-        self._known: dict[int, list[Any]] = {}
+        self._known: dict[int, list[Any]] = {}  # elements that are no pixels, by place
+        self._left: dict[int, int] = {}  # how many of them are unknown yet
+        self._numbers: dict[int, NDArray[np.int64]] = {}  # those that are whole numbers, when known
 
     def read(self, indices: Sequence[int], stop: Event) -> Samples:
         """The samples `indices`, without those that were skipped: there may be none left."""
@@ -99,24 +102,34 @@ class Reader:
 
     # Samples of our own data sets
 
-    def _all_known(self, indices: Sequence[int]) -> list[list[Any]] | None:
+    def _all_known(self, indices: Sequence[int]) -> list[Any] | None:
         """The columns of samples that have all been read before, else None."""
         assert isinstance(self.dataset, Dataset)
-        columns = []
+        columns: list[Any] = []
         for place in range(len(self.dataset.blocks)):
             if (cache := self.caches.get(place)) is not None:
                 found = cache.many(indices)
                 if not all(found):
                     return None
                 columns.append([pixels for pixels, _ in found])  # type: ignore[misc]
+            elif (numbers := self._numbers.get(place)) is not None:
+                columns.append(numbers[indices])
             elif (known := self._known.get(place)) is not None:
                 column = [*map(known.__getitem__, indices)]
                 if any(value is _UNKNOWN for value in column):
                     return None
                 columns.append(column)
+                self._gather_numbers(place)
             else:
                 return None
         return columns
+
+    def _gather_numbers(self, place: int) -> None:
+        """Have an element that is known of all samples, and a whole number, as an array."""
+        if self._left[place] <= 0:
+            self._left[place] = len(self.dataset)  # one attempt: what is no number stays a list
+            if all(type(value) is int for value in self._known[place]):
+                self._numbers[place] = np.array(self._known[place], np.int64)
 
     def _one_by_one(
         self, indices: Sequence[int], stop: Event
@@ -179,6 +192,7 @@ class Reader:
                 value = resized(block.kind, np.asarray(value), frame, self.resize.fitted(frame))
         if known is not None:
             known[index] = value
+            self._left[place] -= 1
         return value
 
     def _failed(self, index: int, error: Exception) -> None:
@@ -256,7 +270,7 @@ class Reader:
         n = len(self.dataset)
         for place, block in enumerate(self.dataset.blocks):
             if not isinstance(block, PixelBlock):
-                self._known[place] = [_UNKNOWN] * n
+                self._known[place], self._left[place] = [_UNKNOWN] * n, n
                 continue
             files = self._files(place)
             if files is None and self.resize is None:

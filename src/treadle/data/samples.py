@@ -31,7 +31,8 @@ PIXELS = ("image", "mask")
 
 @dataclass(slots=True)
 class Samples:
-    """Samples of a data set; `columns[place]` holds element `place` of each.
+    """Samples of a data set; `columns[place]` holds element `place` of each: a list, or an int64
+    array where all are whole numbers.
 
     Of the kinds "image" and "mask" they are uint8 arrays (H, W, 3) or (H, W), of "points" and
     "boxes" float32 arrays in pixels of `frames`, (height, width) of each sample. Elements of no
@@ -40,7 +41,7 @@ class Samples:
     """
 
     indices: NDArray[np.int64]
-    columns: list[list[Any]]
+    columns: list[Any]
     kinds: list[str | None]
     frames: list[tuple[int, int]]
     n_inp: int
