@@ -165,5 +165,5 @@ def test_killed_processes_lose_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] >= 2 * kills
-    assert told["early"] < told["kills"], "kills before the first checkpoint test nothing"
+    assert told["early"] < told["kills"] / 2, "kills before the first checkpoint test nothing"
     assert told["wrong"] == {}
