@@ -189,10 +189,10 @@ def other_source(function: Callable[..., Any]) -> str | None:
         current = waiting.pop()
         seen.add(current)
         for value in _named(current):
-            owner = getattr(value, "__self__", None)
-            if value is random or (owner is not None and owner is _PYTHONS):
+            if _is_or_is_of(value, random, random.random):
                 return "Python's random"
-            if value is np.random or (owner is not None and owner is _NUMPYS):
+            # numpy loads its own only when it is first named, and that takes a while
+            if "numpy.random" in sys.modules and _is_or_is_of(value, np.random, np.random.rand):
                 return "numpy.random"
             near = isinstance(value, FunctionType) and value.__module__ == current.__module__
             if near and value not in seen:
@@ -200,8 +200,12 @@ def other_source(function: Callable[..., Any]) -> str | None:
     return None
 
 
-_PYTHONS = getattr(random.random, "__self__", None)
-_NUMPYS = getattr(np.random.rand, "__self__", None)
+def _is_or_is_of(value: object, module: ModuleType, method: Any) -> bool:
+    """Whether it is the module, or bound to the generator that the module's methods share."""
+    owner = getattr(value, "__self__", None)
+    return value is module or (owner is not None and owner is method.__self__)
+
+
 _LOADS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLOSURE"}
 _TRUSTED = {"builtins", "abc", "torch", "torchvision", "numpy", "PIL"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, stdev
 from typing import Any, Self
 
 from treadle.errors import DataError
@@ -30,6 +29,8 @@ class Summary:
     @classmethod
     def of(cls, values: Sequence[float]) -> Summary:
         """The summary of `values`, of which there is at least one."""
+        from statistics import fmean, stdev  # see `difference`
+
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
     def __str__(self) -> str:
