@@ -20,8 +20,6 @@ import workloads
 from common import Report, arguments, versions
 from data import chosen, imagenette, treadle_block
 from treadle.data import DataLoader
-from treadle.data.draws import Draws
-from treadle.data.stages import FirstPass
 
 FILES, CLASSES = 100_000, 100
 EPOCHS = 10
@@ -57,31 +55,19 @@ class Clock:
         return run
 
 
-class TimedFirst:
-    """A loader's compiled pass under a clock; drawing the transforms belongs to it."""
-
-    def __init__(self, first: FirstPass, clock: Clock) -> None:
-        self.first, self.clock = first, clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.first, name)
-
-    def prepared(self, size: tuple[int, int], draws: Draws | None) -> Callable[..., torch.Tensor]:
-        return self.clock.wrap(self.clock.wrap(self.first.prepared)(size, draws))
-
-
 def own_cost(report: Report, files: list[str]) -> None:
     """Microseconds a batch of the loader in the caller's thread, and of its parts."""
     torch.set_num_threads(1)
     dl = loader(files, workers=0)
-    if dl.maker.first is None:
+    first, items = dl.maker.first, dl.maker.items
+    if first is None:
         raise SystemExit("There is no C compiler: the compiled pass cannot be measured.")
     collections.deque(dl, maxlen=0)  # the labels are known from the second epoch on
     gather, transforms = Clock(), Clock()
-    dl.maker.first = TimedFirst(dl.maker.first, transforms)  # type: ignore[assignment]
     dl.reader.read = gather.wrap(dl.reader.read)  # type: ignore[method-assign]
-    (resize,) = dl.maker.items
-    resize.run = gather.wrap(resize.run)  # type: ignore[method-assign]
+    items[0].run = gather.wrap(items[0].run)  # type: ignore[method-assign]
+    prepared = transforms.wrap(first.prepared)  # drawing the transforms belongs to them
+    first.prepared = lambda *args: transforms.wrap(prepared(*args))  # type: ignore[assignment,method-assign]
     samples: dict[str, list[float]] = {}
     for _ in range(report.options.rounds * 5):
         gather.seconds = transforms.seconds = 0.0

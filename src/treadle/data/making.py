@@ -50,7 +50,8 @@ class Made:
     kinds: list[str | None]
     n_inp: int
     draws: Draws | None
-    left: Sequence[BatchStage]
+    left: Sequence[BatchStage] | None
+    """None when all is done."""
     on_device: Callable[[], torch.Tensor] | None = None
     """Gives the first element, where that is on the device already."""
 
@@ -169,6 +170,8 @@ class Maker:
 
     def finished(self, made: Made) -> Made:
         """`made` after the stages that were left, where its elements are."""
+        if made.left is None:
+            return made
         if made.on_device is not None:
             made.elements, made.on_device = [made.on_device(), *made.elements], None
         for _ in self.steps(made):
@@ -177,7 +180,7 @@ class Maker:
 
     def steps(self, made: Made) -> Iterator[BatchStage]:
         """The stages that were left, each handed out when it has been run."""
-        left, made.left = made.left, []
+        left, made.left = made.left or [], None
         args = made.kinds, made.n_inp, made.draws
         try:
             for stage, elements in through_batch(left, made.elements, *args):
