@@ -170,11 +170,12 @@ def test_great_but_finite_gradients_train_on():
     assert len(learn.recorder.losses) == 8
 
 
-def test_a_spoilt_validation_does_not_end_training():
+def test_a_spoilt_validation_is_told_and_does_not_end_training():
     loss_func = CrossEntropyLossFlat()
     learn = tiny_learner(cbs=TerminateOnNaNCallback())
     learn.loss_func = lambda p, y: loss_func(p, y) * (1 if learn.training else math.nan)
-    learn.fit(2)
+    with pytest.warns(RuntimeWarning, match=r"valid_loss is nan after epoch [01]\. It does not count"):
+        learn.fit(2)
     assert len(learn.recorder.values) == 2
 
 

@@ -110,11 +110,38 @@ def test_a_layer_that_explodes():
 
 def test_a_parameter_that_is_no_number_itself():
     learn = tiny_learner()
-    with torch.no_grad():
-        learn.model[2].bias[1] = math.nan
-    found = end_of(learn)
+
+    def spoil(cb):
+        if cb.iter == 3:
+            with torch.no_grad():
+                cb.model[2].bias[1] = math.nan
+
+    found = end_of(learn_with(learn, before_batch=spoil))
     assert (found.module, found.parameters) == ("2", ["2.bias"])
     assert "in all 16 samples of the batch; 2.bias is not finite" in str(found)
+
+
+def learn_with(learn, **functions):
+    """With functions that come before all other callbacks."""
+    cb = Callback(**functions)
+    cb.order = -math.inf
+    return learn.add_cb(cb)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_no_numbers_are_named_before_training(value):
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[2].bias[1] = value
+        model[1].running_mean[0] = math.nan
+    model.register_buffer("mask", torch.full((2,), -math.inf))  # which is as it should be
+    stop, batches = TerminateOnNaNCallback(), []
+    learn = net_learner(model, cbs=[stop, Callback(before_batch=batches.append)])
+    said = f"a weight is {value} before the first batch; 2.bias .and 1 more. is not finite. No bat"
+    with pytest.warns(NonFiniteWarning, match=said):
+        learn.fit(1)
+    assert stop.found.parameters == ["2.bias", "1.running_mean"]
+    assert not batches
 
 
 class Outer(nn.Module):

@@ -26,7 +26,8 @@ from treadle.callbacks import (
 from treadle.data import DataLoader, DataLoaders
 from treadle.errors import DataError, UsageError
 from treadle.loop import Callback
-from treadle.run.checkpoint import checkpoints, write_checkpoint
+from treadle.metrics import accuracy
+from treadle.run.checkpoint import checkpoints, read_checkpoint, write_checkpoint
 from treadle.run.packed import pack, unpack
 
 
@@ -170,6 +171,41 @@ def test_a_folder_and_the_number_that_stay(tmp_path):
     with again.no_logging():
         again.resume(tmp_path / "elsewhere")
     assert same_params(again.model, copied_params(learn.model))
+
+
+class Moves(Callback):
+    """Puts into the recorder what the epochs are to have been worth."""
+
+    run_after = "Recorder"
+    state_names = ()
+
+    def __init__(self, column: int, values: list[float]) -> None:
+        self.column, self.values = column, values
+
+    def after_epoch(self):
+        self.recorder.values[-1][self.column] = self.values[self.epoch]
+
+
+def test_those_of_the_best_epochs_stay(tmp_path):
+    worth = [0.5, 0.1, math.nan, 0.2, 0.9, 0.3]
+    for monitor, column, kept in [("valid_loss", 1, [2, 4, 6]), ("accuracy", 2, [1, 5, 6])]:
+        folder = tmp_path / monitor
+        learn = tiny_learner(path=folder, metrics=accuracy, cbs=Moves(column, worth))
+        keep = CheckpointCallback(keep_last=1, keep_best=2, monitor=monitor)
+        with learn.no_logging():
+            learn.fit(6, cbs=keep)
+        found = checkpoints(folder / "checkpoints")
+        assert [read_checkpoint(path).step // 8 for path in found] == kept
+    with learn.no_logging(), pytest.raises(UsageError, match="'f1', which the recorder does not"):
+        learn.fit(1, cbs=CheckpointCallback(keep_best=1, monitor="f1"))
+
+
+def test_a_place_that_will_not_do_is_told_before_the_first_batch(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file of the user's")
+    learn = tiny_learner(path=tmp_path)
+    heard = Callback(before_batch=lambda cb: pytest.fail("a batch was trained"))
+    with learn.no_logging(), pytest.raises(DataError, match=r"Cannot write .*step-000000"):
+        learn.fit(1, cbs=heard, checkpoint=Every(epochs=1))
 
 
 def test_a_rate_sweep_writes_none(tmp_path):

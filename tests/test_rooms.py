@@ -15,11 +15,12 @@ import treadle.all
 
 SRC = Path(treadle.all.__file__).parent
 
-FLOOR_1 = {"errors", "native", "registry", "schedule", "source"}
+FLOOR_1 = {"errors", "interrupts", "native", "registry", "schedule", "source"}
 FLOOR_2 = {"losses", "metrics", "plots", "params", "optim", "data", "loop"}
 FLOOR_3 = {"callbacks", "study", "run"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "interrupts": set(),
     "schedule": {"errors"},
     "source": {"errors"},
     "native": set(),
@@ -29,17 +30,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"errors"},
     "plots": {"errors"},
     "optim": {"errors", "native"},
-    "data": {"errors", "losses", "native", "plots", "registry"},
-    "loop": {"errors"},
-    "callbacks": {"errors", "schedule", "loop", "metrics", "losses", "plots", "run"},
-    "study": {"errors", "schedule", "loop", "callbacks", "metrics", "plots", "run"},
+    "data": {"errors", "interrupts", "losses", "native", "plots", "registry"},
+    "loop": {"errors", "interrupts"},
+    "callbacks": {"errors", "interrupts", "schedule", "loop", "metrics", "losses", "plots", "run"},
+    "study": {"errors", "interrupts", "schedule", "loop", "callbacks", "metrics", "plots", "run"},
     "run": {"errors"},
     "learner": FLOOR_1 | FLOOR_2 | FLOOR_3 - {"data"},
     "vision": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},
+    "text": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},
     "interpret": FLOOR_1 | FLOOR_2 | {"callbacks", "run"},
     "report": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret"},
-    "cli": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret", "vision", "report"},
-    "all": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret", "vision", "report"},
+    "cli": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret", "text", "vision", "report"},
+    "all": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner", "interpret", "text", "vision", "report"},
     "__main__": {"cli"},
     "__init__": {"all", "registry"},
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from treadle.errors import UsageError
 from treadle.registry import register
 
 
@@ -31,6 +32,12 @@ class CrossEntropyLossFlat(nn.CrossEntropyLoss):
         self.axis = axis
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise UsageError(
+                f"cross entropy got a {type(input).__name__} of several parts; expected the "
+                "scores alone. For a model that gives (scores, raw outputs, outputs) add "
+                "RNNCallback(), or cbs=rnn_cbs(alpha, beta), which takes them apart."
+            )
         scores = input.movedim(self.axis, -1)
         return super().forward(scores.reshape(-1, scores.shape[-1]), target.reshape(-1))
 

@@ -71,7 +71,11 @@ def _compile(compiler: str, source: str, flags: Sequence[str], folder: Path, key
         output = ""
         for threads in (["-fopenmp"], ["-fopenmp-simd"], []):  # some compilers come without OpenMP
             command = [compiler, *flags, *threads, str(text), "-o", str(made), "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            # In a session of its own, else Ctrl-C in a terminal would end the compiler as well, and
+            # what it does not compile is not tried again.
+            done = subprocess.run(  # noqa: S603
+                command, capture_output=True, text=True, check=False, start_new_session=True
+            )
             if done.returncode == 0:
                 path = folder / f"{key}-{_digest(made)}.so"
                 made.replace(path)

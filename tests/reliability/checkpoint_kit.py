@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import struct
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,24 @@ import torch
 from treadle.run.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 STRANGE = struct.unpack(">d", bytes.fromhex("fff8000000000001"))[0]  # a NaN with sign and payload
+
+
+@dataclass
+class Tried:
+    """How many faults were tried, and of those that were not survived which, and what was seen."""
+
+    count: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[None]:
+        """One more: what the block asserts must hold."""
+        self.count += 1
+        try:
+            yield
+        except Exception as error:
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            self.wrong.append(f"{name}: {line} ({type(error).__name__}: {error})")
 
 
 def tensors_of(step: int, numbers: int = 40) -> dict[str, dict[str, torch.Tensor]]:
@@ -50,6 +73,30 @@ def assert_whole(path: Path, numbers: int = 40) -> int:
     found = read_checkpoint(path)
     assert_is(found, found.step, numbers)
     return found.step
+
+
+def text_of(plain: dict[str, Any]) -> bytes:
+    return (json.dumps(plain, indent=1) + "\n").encode()
+
+
+def sealed(plain: dict[str, Any]) -> bytes:
+    rest = {key: value for key, value in plain.items() if key != "seal"}
+    return text_of(rest | {"seal": hashlib.sha256(text_of(rest)).hexdigest()})
+
+
+def change(path: Path, how: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the manifest and seals it again."""
+    plain = json.loads((path / "manifest.json").read_text())
+    how(plain)
+    (path / "manifest.json").write_bytes(sealed(plain))
+
+
+def put(path: Path, file: str, data: bytes) -> None:
+    """Puts a file into the checkpoint and its true size and hash into the manifest."""
+    (path / file).write_bytes(data)
+    kind = "tensors" if file.endswith(".safetensors") else "values"
+    stored = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change(path, lambda plain: plain[kind].update({file.split(".")[0]: stored}))
 
 
 def in_child(work: Callable[[], None]) -> int:

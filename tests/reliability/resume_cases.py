@@ -99,7 +99,7 @@ class Case:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        dls = torch_loaders() if self.torch_loader else block_loaders(workers, cache)
+        dls = torch_loaders(workers) if self.torch_loader else block_loaders(workers, cache)
         model = nn.Sequential(
             nn.Conv2d(1, 4, 3, bias=False),
             nn.BatchNorm2d(4),
@@ -149,8 +149,9 @@ def block_loaders(workers: int, cache: str | None) -> DataLoaders:
     return block.dataloaders(items, bs=BS, num_workers=workers, cache=cache, device="cpu")
 
 
-def torch_loaders() -> DataLoaders:
-    """Torch's own loader, whose order comes from a generator of its own."""
+def torch_loaders(workers: int) -> DataLoaders:
+    """Torch's own loader, whose order comes from a generator of its own, and whose workers are
+    processes."""
     images, labels = pictures()
     x = torch.from_numpy(images[:, None, :SIZE, :SIZE]).float() / 255
     data = torch.utils.data.TensorDataset(x, torch.from_numpy(labels))
@@ -158,7 +159,7 @@ def torch_loaders() -> DataLoaders:
     valid = torch.utils.data.Subset(data, range(N - N_VALID, N))
     own = torch.Generator().manual_seed(int(torch.randint(1000, ())))
     return DataLoaders(
-        torch.utils.data.DataLoader(train, BS, shuffle=True, generator=own),
+        torch.utils.data.DataLoader(train, BS, True, generator=own, num_workers=workers),
         torch.utils.data.DataLoader(valid, BS),
         device="cpu",
     )

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_kit import assert_whole, write
+import watch
+from checkpoint_faults import assert_refused, cuts, flips
+from checkpoint_kit import assert_whole, change, put, write
 
 from treadle.errors import DataError
-from treadle.run.checkpoint import newest_checkpoint, read_checkpoint, verify_checkpoint
+from treadle.run.checkpoint import newest_checkpoint, read_checkpoint
 
 FLIPS = 1000
 CUTS = 200
@@ -32,55 +31,22 @@ def two(tmp_path) -> Path:
     return tmp_path
 
 
-def assert_refused(path: Path, file: str) -> None:
-    """Both ways in refuse the checkpoint, naming the file."""
-    for read in (verify_checkpoint, read_checkpoint):
-        with pytest.raises(DataError, match=re.escape(str(path / file))):
-            read(path)
+def test_every_flipped_bit_is_found(tmp_path):
+    tried = flips(tmp_path, FLIPS)
+    assert tried.wrong == []
+    assert tried.count == FLIPS
 
 
-def assert_passed_over(folder: Path, file: str) -> None:
-    """The newest is passed over, with a warning that names the file, and the one before used."""
-    with pytest.warns(UserWarning, match=f"passed over: .*{re.escape(f'step-000002/{file}')}"):
-        newest = newest_checkpoint(folder)
-    assert assert_whole(newest) == 1
+def test_every_cut_is_found(tmp_path):
+    tried = cuts(tmp_path, CUTS)
+    assert tried.wrong == []
+    assert tried.count == CUTS
 
 
-def files_of(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-
-
-def test_every_flipped_bit_is_found(two):
-    path = two / "step-000002"
-    draw = random.Random(1)
-    files = files_of(path)
-    for flip in range(FLIPS):
-        name = list(files)[flip % len(files)]
-        damaged = bytearray(files[name])
-        bit = draw.randrange(len(damaged) * 8)
-        damaged[bit // 8] ^= 1 << bit % 8
-        (path / name).write_bytes(damaged)
-        assert_refused(path, name)
-        if flip < 50:
-            assert_passed_over(two, name)
-        (path / name).write_bytes(files[name])
-    assert assert_whole(newest_checkpoint(two)) == 2
-
-
-def test_every_cut_is_found(two):
-    path = two / "step-000002"
-    draw = random.Random(2)
-    files = files_of(path)
-    for cut in range(CUTS):
-        name = list(files)[cut % len(files)]
-        end = cut // len(files) if cut < 25 else draw.randrange(len(files[name]))
-        (path / name).write_bytes(files[name][:end])
-        assert_refused(path, name)
-        if cut < 25:
-            assert_passed_over(two, name)
-        (path / name).write_bytes(files[name])
-    (path / "loop.json").write_bytes(files["loop.json"] + b" ")
-    assert_passed_over(two, "loop.json")
+def test_a_file_with_a_byte_more_is_found(two):
+    with (two / "step-000002" / "loop.json").open("ab") as file:
+        file.write(b" ")
+    assert_refused(two / "step-000002", "loop.json")
 
 
 @pytest.mark.parametrize(
@@ -89,15 +55,15 @@ def test_every_cut_is_found(two):
 def test_missing_and_swapped_files_are_found(two, file):
     path, other = two / "step-000002", two / "step-000001"
     shutil.copy(other / file, path / file)
-    assert_passed_over(two, file)
+    assert_refused(path, file)
     (path / file).unlink()
-    assert_passed_over(two, file)
+    assert_refused(path, file)
 
 
 def test_a_whole_checkpoint_under_the_name_of_another_is_found(two):
     shutil.rmtree(two / "step-000002")
     shutil.copytree(two / "step-000001", two / "step-000002")
-    assert_passed_over(two, "manifest.json")
+    assert_refused(two / "step-000002", "manifest.json")
 
 
 def test_if_all_are_damaged_there_is_none(two):
@@ -109,30 +75,6 @@ def test_if_all_are_damaged_there_is_none(two):
 
 
 # Hostile ones. Each is sealed and hashed as the writer would: only what it says is wrong.
-
-
-def text_of(plain: dict[str, Any]) -> bytes:
-    return (json.dumps(plain, indent=1) + "\n").encode()
-
-
-def sealed(plain: dict[str, Any]) -> bytes:
-    rest = {key: value for key, value in plain.items() if key != "seal"}
-    return text_of(rest | {"seal": hashlib.sha256(text_of(rest)).hexdigest()})
-
-
-def change(path: Path, how: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest and seals it again."""
-    plain = json.loads((path / "manifest.json").read_text())
-    how(plain)
-    (path / "manifest.json").write_bytes(sealed(plain))
-
-
-def put(path: Path, file: str, data: bytes) -> None:
-    """Puts a file into the checkpoint and its true size and hash into the manifest."""
-    (path / file).write_bytes(data)
-    kind = "tensors" if file.endswith(".safetensors") else "values"
-    stored = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    change(path, lambda plain: plain[kind].update({file.split(".")[0]: stored}))
 
 
 def rename_part(path: Path, name: object) -> None:
@@ -284,73 +226,32 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_checkpoint_is_refused_and_does_nothing(two, tmp_path_factory, audit, kind):
+def test_a_hostile_checkpoint_is_refused_and_does_nothing(two, tmp_path_factory, kind):
     make, why = HOSTILE[kind]
     path, outside = two / "step-000002", tmp_path_factory.mktemp("outside")
     make(path, outside)
     start = time.perf_counter()
-    with audit(two) as offences, pytest.raises(DataError, match=re.escape(why)):
+    with watch.over(two) as offences, pytest.raises(DataError, match=re.escape(why)):
         read_checkpoint(path)
     assert not offences
     assert time.perf_counter() - start < 5  # its own measure is 1 s, on a quiet machine
 
 
-class Audit:
-    """Watches what the process does while it is on: files opened elsewhere or to write, code made
-    or run, modules sought, processes and connections."""
-
-    FORBIDDEN = (
-        *("exec", "compile", "import", "pickle.find_class", "ctypes.dlopen", "os.system"),
-        *("os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect"),
-        *("socket.bind", "os.remove", "os.rename", "os.mkdir", "os.symlink", "shutil."),
-    )
-
-    def __init__(self) -> None:
-        self.inside: Path | None = None
-        self.offences: list[str] = []
-        sys.addaudithook(self.hook)
-
-    def hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if self.inside is None:
-            return
-        if event.startswith(self.FORBIDDEN):
-            self.offences.append(f"{event} {args!r:.200}")
-        if event == "open" and not isinstance(args[0], int):
-            is_written = bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-            file = Path(os.path.realpath(Path(os.fsdecode(args[0])).parent))
-            if is_written or not file.is_relative_to(self.inside):
-                self.offences.append(f"open {args!r:.200}")
-
-    def __call__(self, inside: Path) -> Audit:
-        self.offences = []
-        self._next = inside.resolve()
-        return self
-
-    def __enter__(self) -> list[str]:
-        self.inside = self._next
-        return self.offences
-
-    def __exit__(self, *error: object) -> None:
-        self.inside = None
-
-
-AUDIT = Audit()  # a hook can never be taken away again: one for all, and asleep
-
-
-@pytest.fixture
-def audit() -> Audit:
-    return AUDIT
-
-
-def test_the_watch_sees_what_it_should(tmp_path, audit):
-    with audit(tmp_path) as offences:
+def test_the_watch_sees_what_it_should(tmp_path):
+    with watch.over(tmp_path) as offences:
         (tmp_path / "inside").touch()
         compile("1", "x", "eval")
         (Path(__file__)).read_bytes()
     assert [line.split()[0] for line in offences] == ["open", "compile", "open"]
-    with audit(tmp_path) as offences:
+    with watch.over(tmp_path) as offences:
         (tmp_path / "inside").read_bytes()
     assert not offences
+    with watch.over(tmp_path, writable=True) as offences:
+        (tmp_path / "inside").write_bytes(Path(__file__).read_bytes())
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "link").symlink_to("..")
+        (tmp_path.parent / "outside").touch()
+    assert [line.split()[0] for line in offences] == ["os.symlink", "open"]
 
 
 def test_a_checkpoint_that_is_a_link_is_passed_over(two, tmp_path_factory):

@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from treadle.errors import DataError, UsageError
 from treadle.run import durable
 from treadle.run.checkpoint import (
+    best_checkpoint,
     checkpoints,
     newest_checkpoint,
     read_checkpoint,
+    read_newest,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -208,6 +210,12 @@ def test_keeps_the_last_and_the_best(tmp_path):
     for step, score in enumerate([0.1, 0.9, math.nan, 0.3, math.inf, 0.2, None, 0.0]):
         write(tmp_path, step, keep_last=2, keep_best=2, score=score)
     assert names(tmp_path) == ["step-000001", "step-000003", "step-000006", "step-000007"]
+    assert best_checkpoint(tmp_path) == tmp_path / "step-000001"
+    write(tmp_path, 8, keep_last=4, keep_best=2, score=0.9)
+    assert best_checkpoint(tmp_path) == tmp_path / "step-000008"
+    (tmp_path / "step-000008" / "loop.json").unlink()
+    with pytest.warns(UserWarning, match=r"passed over: .*step-000008.loop.json"):
+        assert best_checkpoint(tmp_path) == tmp_path / "step-000001"
     with pytest.raises(UsageError, match="keep_last is 0"):
         write(tmp_path, 9, keep_last=0)
 
@@ -284,8 +292,9 @@ def test_everything_is_flushed_in_order(tmp_path, monkeypatch):
 
 
 def test_no_checkpoint_and_no_folder(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    assert newest_checkpoint(tmp_path / "absent") is None
+    for find in (newest_checkpoint, best_checkpoint, read_newest):
+        assert find(tmp_path) is None
+        assert find(tmp_path / "absent") is None
     with pytest.raises(DataError, match="not a checkpoint"):
         read_checkpoint(tmp_path)
     with pytest.raises(DataError, match="not a checkpoint"):
@@ -324,14 +333,13 @@ def test_writer_uses_its_memory_again_without_mixing(tmp_path):
             assert torch.equal(read_checkpoint(writer.last).tensors["model"]["w"], tensor)
 
 
-def test_writer_can_make_its_memory_before(tmp_path, monkeypatch):
+def test_writer_makes_its_memory_once(tmp_path, monkeypatch):
     made = []
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: made.append(1) or empty_like(*a, **k))
     with Writer(tmp_path) as writer:
-        writer.reserve(tensors_of(1))
-        writer.submit(2, tensors_of(2), values_of(2))
-        writer.submit(3, tensors_of(3), values_of(3))
+        for step in (2, 3):
+            writer.submit(step, tensors_of(step), values_of(step))
     assert len(made) == 4  # of the five tensors two are the same
     assert [assert_whole(path) for path in checkpoints(tmp_path)] == [2, 3]
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from killed import in_processes
 from resume_cases import BS, CASES, N_VALID, outcome
 
 from treadle.callbacks import Every
 from treadle.loop import Callback
 
 EVERY_BATCH = Every(minutes=1e-9)
+OTHERS = [name for name in CASES if name != "everything"]
 
 
 class Interrupted(Exception):
@@ -104,6 +103,14 @@ def test_however_often_it_is_checkpointed(name, every, tmp_path):
     assert resumed(name, tmp_path) == uninterrupted(name)
 
 
+@pytest.mark.parametrize(("name", "batches"), [("fine_tune", 13), ("everything", 7), ("torch", 3)])
+def test_from_the_beginning_of_a_fit(name, batches, tmp_path):
+    """Whatever files that fit has written since: in fine_tune the best model of the second one lies
+    where that of the first was."""
+    interrupted(name, tmp_path, batches, Every(updates=100))
+    assert resumed(name, tmp_path) == uninterrupted(name)
+
+
 @pytest.mark.parametrize(("workers", "cache"), [(2, None), (1, "memory"), (3, "auto")])
 def test_with_other_workers_and_another_cache(workers, cache, tmp_path):
     interrupted("everything", tmp_path, 8)
@@ -149,21 +156,17 @@ def test_no_batch_that_is_done_is_drawn_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that were forked")
-def test_killed_processes_lose_nothing(tmp_path):
-    """As many kills as TREADLE_TEST_KILLS says, with 0 and with 2 workers."""
-    kills = int(os.environ.get("TREADLE_TEST_KILLS", "10"))
-    program = Path(__file__).with_name("killed.py")
-    given = [str(tmp_path), "everything", str(kills), "1", "0", "2"]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a forked process waits for threads it lacks
-    done = subprocess.run(
-        [sys.executable, str(program), *given],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=alone,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["kills"] >= 2 * kills
-    assert told["early"] < told["kills"] / 2, "kills before the first checkpoint test nothing"
-    assert told["wrong"] == {}
+@pytest.mark.parametrize(
+    ("names", "workers", "runs", "kills"),
+    [(["everything"], 0, 100, 180), (["everything"], 2, 40, 40), (OTHERS, 0, 28, 28)],
+    ids=["everything", "everything with workers", "the other cases"],
+)
+def test_killed_processes_lose_nothing(names, workers, runs, kills, tmp_path):
+    tally = in_processes(tmp_path, names, workers, runs, kills, seeds=[1, 2])
+    assert tally.wrong == []
+    assert tally.runs >= runs
+    assert tally.kills["all"] >= kills
+    assert tally.share("before the first checkpoint") < 0.5, "such kills test little"
+    assert tally.share("in mid-epoch") > 0.1
+    assert tally.kills["while a checkpoint was written or removed"]
+    assert tally.kills["of a process that had resumed"]

@@ -10,6 +10,7 @@ from treadle.callbacks.csv_logger import CSVLogger
 from treadle.callbacks.cutmix import CutMix
 from treadle.callbacks.early_stopping import EarlyStoppingCallback
 from treadle.callbacks.ema import EMACallback
+from treadle.callbacks.forensic import NonFinite, NonFiniteError, NonFiniteWarning
 from treadle.callbacks.gather import GatherPredsCallback
 from treadle.callbacks.gradient_clip import GradientClip
 from treadle.callbacks.gradient_log import GradientLog
@@ -23,11 +24,13 @@ from treadle.callbacks.progress import ProgressCallback
 from treadle.callbacks.recorder import Recorder
 from treadle.callbacks.reduce_lr import ReduceLROnPlateau
 from treadle.callbacks.rnn import ModelResetter, RNNCallback, RNNRegularizer, rnn_cbs
+from treadle.callbacks.roll_back import RollBack
 from treadle.callbacks.save_model import SaveModelCallback
 from treadle.callbacks.scheduler import ParamScheduler
 from treadle.callbacks.short_epoch import ShortEpochCallback
+from treadle.callbacks.skip_non_finite import SkipNonFinite
 from treadle.callbacks.tensorboard import TensorBoardCallback
-from treadle.callbacks.terminate_on_nan import NonFiniteWarning, TerminateOnNaNCallback
+from treadle.callbacks.terminate_on_nan import TerminateOnNaNCallback
 from treadle.callbacks.tracker import TrackerCallback
 from treadle.callbacks.train_eval import TrainEvalCallback
 from treadle.callbacks.wandb import WandbCallback
@@ -55,6 +58,8 @@ __all__ = [
     "MixUp",
     "MixedPrecision",
     "ModelResetter",
+    "NonFinite",
+    "NonFiniteError",
     "NonFiniteWarning",
     "ParamScheduler",
     "ProfilerCallback",
@@ -63,8 +68,10 @@ __all__ = [
     "RNNRegularizer",
     "Recorder",
     "ReduceLROnPlateau",
+    "RollBack",
     "SaveModelCallback",
     "ShortEpochCallback",
+    "SkipNonFinite",
     "TensorBoardCallback",
     "TerminateOnNaNCallback",
     "TrackerCallback",

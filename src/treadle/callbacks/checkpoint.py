@@ -7,15 +7,22 @@ import os
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from treadle.callbacks.tracker import find_column, natural_comp
 from treadle.errors import UsageError
+from treadle.interrupts import undivided
 from treadle.loop.events import Callback
-from treadle.loop.snapshot import all_generators, can_seek, snapshot
+from treadle.loop.signals import ENDING, EndRequest, Preempted
+from treadle.loop.snapshot import Batches, can_seek, snapshot
+from treadle.loop.state import all_generators
 from treadle.run.checkpoint_writer import Writer
-from treadle.run.packed import pack
+from treadle.run.packed import Tensors, pack
+
+Packed = tuple[Tensors, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,10 @@ class CheckpointCallback(Callback):
     that was not: weights, state of the optimizer, losses, rows of the Recorder, order of samples,
     random numbers. `fit(checkpoint=Every(updates=100))` and its like add this callback for one fit.
 
-    A checkpoint is taken after a training batch, also within a window of `GradientAccumulation`,
-    or at the end of an epoch; and always when the last epoch ends. Training goes on while it is
-    written, whole or not at all, and older ones go only when it is on the disk.
+    A checkpoint is taken after a training batch, also within a window of `GradientAccumulation`, or
+    at the end of an epoch; and always when the fit begins and when its last epoch ends. Training
+    goes on while it is written (but for the first one, so that it is known that the place will do),
+    whole or not at all, and older ones go only when it is on the disk.
 
     **What is in it.** Model, gradients, optimizer and its hyper-parameters, what is frozen, loss
     scale, the place in the data, all random generators, the call that trains, and the state of
@@ -63,44 +71,73 @@ class CheckpointCallback(Callback):
     another cache then. Of one without a `state_dict`, such as torch's, the batches before in that
     epoch are drawn again and dropped; an iterator that can be read only once cannot be resumed.
 
+    **Leaving early.** After a signal of `signals`, or when `max_minutes` are over, the fit is left
+    after the next training batch: a checkpoint is written, waited for, and `Preempted` raised, a
+    `SystemExit` with the status 128 + n after the signal n and 75 after the time limit. All that
+    the fit has changed is undone, and `finally` blocks run. In a validation it is left after the
+    next batch of that, with a checkpoint from which the validation begins anew; between batches,
+    with the next one; after the last epoch, when the fit ends. A second signal ends the process at
+    once. Handlers are those of before when the fit ends; a fit in another thread than the main one
+    hears no signals.
+
     Args:
-        every: when a checkpoint is due.
+        every: when a checkpoint is due; None: only when the fit begins, ends or is left.
         folder: where they are written; `learn.path/"checkpoints"` if None.
         keep_last: how many of the newest stay.
         on_full: "stop" the fit when the disk is full, or "go_on" with a warning and without that
             checkpoint.
+        signals: those to leave the fit for, numbers as in the module `signal`; SIGTERM and SIGUSR1
+            by default. With SIGINT among them Ctrl-C does not raise KeyboardInterrupt.
+        max_minutes: the time after which to leave, from when this callback is made; over all fits
+            that it is in.
+        keep_best: of how many epochs, the best by `monitor`, the checkpoint at their end stays too;
+            each epoch then ends with one. `treadle.run.best_checkpoint` finds the best of all.
+        monitor: a column of the recorder, as for `TrackerCallback`.
 
     Raises:
-        DataError: if a checkpoint cannot be written; those before it then stand. Told when the
-            next one is due, or when the fit ends.
-        UsageError: if the state of a callback is something that a checkpoint does not hold.
+        DataError: if a checkpoint cannot be written; those before it then stand. Told before the
+            first batch, when the next one is due, or when the fit ends.
+        UsageError: if the state of a callback is something that a checkpoint does not hold; when
+            the fit starts, if the recorder has no column `monitor`.
 
     >>> CheckpointCallback(Every(minutes=10), keep_last=3)
     CheckpointCallback
     """
 
     order = math.inf  # when the others have done what they do after a batch or an epoch
-    run_valid = False
     reports = True  # a rate sweep is not to be resumed
-    state_names = ("updates_then", "begun_with")
+    state_names = ("updates_then", "begun_with", "begun")
 
     def __init__(
         self,
-        every: Every,
+        every: Every | None = None,
         folder: str | os.PathLike[str] | None = None,
         keep_last: int = 2,
         on_full: Literal["stop", "go_on"] = "stop",
+        signals: Iterable[int] = ENDING,
+        max_minutes: float | None = None,
+        keep_best: int = 0,
+        monitor: str = "valid_loss",
     ) -> None:
         self.every, self.keep_last, self.on_full = every, keep_last, on_full
+        self.keep_best, self.monitor = keep_best, monitor
         self.folder = None if folder is None else Path(folder)
+        self.request = EndRequest(signals, max_minutes)
+        self.fit_scope: Any = None
+        self.validating: Packed | None = None  # the fit as its validation began, not copied
 
     def before_fit(self) -> None:
         self.updates_then, self.written = self.learn.updates, time.monotonic()
         self.begun_with: dict[str, Any] | None = None
+        self.begun = False
         self.silent: dict[Callback, dict[str, float]] | None = None
         folder = self.folder or self.path / "checkpoints"
-        writer = Writer(folder, keep_last=self.keep_last, on_full=self.on_full)
-        self.writer = self.scope.enter_context(writer)
+        self.fit_scope = self.scope
+        self.scope.push(self._leave_at_end)
+        self.scope.enter_context(self.request)
+        self.column = find_column(self, self.monitor) if self.keep_best else None
+        keep = {"keep_last": self.keep_last, "keep_best": self.keep_best}
+        self.writer = self.scope.enter_context(Writer(folder, **keep, on_full=self.on_full))
 
     def before_train(self) -> None:
         # A loader that cannot seek is to draw this epoch's order again.
@@ -108,26 +145,79 @@ class CheckpointCallback(Callback):
         self.begun_with = None if seeks else all_generators(self.learn)
         if self.silent is None:
             self.silent = {cb: _counts(cb) for cb in self.learn.cbs if _declares_nothing(cb)}
+        if not self.begun:
+            self.begun = True
+            self._submit(self._packed(0))
+            # What is wrong with the place is told before the first batch. And files that this fit
+            # writes may be those that the fit before reads at its end (SaveModelCallback): that one
+            # must not be resumed any more.
+            self.writer.wait()
+
+    def before_validate(self) -> None:
+        mine = self.scope is self.fit_scope  # and not a validation that a callback asked for
+        self.validating = self._packed("all") if mine else None
 
     def after_batch(self) -> None:
-        every = self.every
-        by_updates = every.updates and self.learn.updates - self.updates_then >= every.updates
-        by_time = every.minutes and time.monotonic() - self.written >= 60 * every.minutes
-        if by_updates or by_time:
-            self._write(batches=self.iter + 1)
+        if self.learn.training:
+            if self._is_due() or self.request.asked():
+                self._checkpoint(self.iter + 1)
+        elif self.validating and (left := self.request.asked()):
+            self._submit(self.validating)
+            self._leave(left)
+
+    def after_validate(self) -> None:
+        self.validating = None
 
     def after_epoch(self) -> None:
         done = self.epoch + 1
-        if done == self.n_epoch or (self.every.epochs and done % self.every.epochs == 0):
-            self._write(batches=None)
+        every = 1 if self.keep_best else self.every and self.every.epochs
+        due = done == self.n_epoch or (every and done % every == 0)
+        if due or self.request.asked():
+            self._checkpoint(None)
 
-    def _write(self, batches: int | None) -> None:
+    def _is_due(self) -> bool:
+        every = self.every
+        if every is None:
+            return False
+        by_updates = every.updates and self.learn.updates - self.updates_then >= every.updates
+        by_time = every.minutes and time.monotonic() - self.written >= 60 * every.minutes
+        return bool(by_updates or by_time)
+
+    @undivided
+    def _checkpoint(self, batches: int | None) -> None:
         self.updates_then = self.learn.updates
         self._warn_of_counts()
-        state = snapshot(self.learn, batches)
-        tensors, values = pack({**state, "call": self._call()})
-        self.writer.submit(self.learn.updates, tensors, {"state": values})
+        self._submit(self._packed(batches), self._score() if batches is None else None)
+        if left := self.request.asked():
+            self._leave(left)
+
+    def _packed(self, batches: Batches) -> Packed:
+        return pack({**snapshot(self.learn, batches), "call": self._call()})
+
+    def _submit(self, packed: Packed, score: float | None = None) -> None:
+        tensors, values = packed
+        self.writer.submit(self.learn.updates, tensors, {"state": values}, score=score)
         self.written = time.monotonic()
+
+    def _score(self) -> float | None:
+        """How good the epoch was, if that counts: larger is better."""
+        value = None if self.column is None else self.recorder.values[-1][self.column]
+        if value is None:
+            return None
+        return float(value) if natural_comp(self.monitor)(1, 0) else -float(value)
+
+    def _leave(self, left: Preempted) -> None:
+        self.writer.close()
+        left.checkpoint = self.writer.last
+        raise left
+
+    def _leave_at_end(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """The fit is over. A signal that came too late for all the above is obeyed now."""
+        self.fit_scope = self.validating = None
+        left = self.request.asked()
+        if left and error is None and self.request.number is not None:
+            left.checkpoint = self.writer.last
+            raise left
 
     def _warn_of_counts(self) -> None:
         for cb, before in (self.silent or {}).items():
@@ -145,8 +235,9 @@ class CheckpointCallback(Callback):
     def _call(self) -> dict[str, Any]:
         call = getattr(self.learn, "call", None)
         told = {} if call is None else call.state_dict()
-        own = {"keep_last": self.keep_last, "on_full": self.on_full}
-        return {**told, "every": asdict(self.every), "writing": own}
+        names = "keep_last on_full keep_best monitor".split()
+        own = {name: getattr(self, name) for name in names}
+        return {**told, "every": self.every and asdict(self.every), "writing": own}
 
 
 def _declares_nothing(cb: Callback) -> bool:

@@ -57,6 +57,7 @@ class EMACallback(Callback):
     order = -5  # puts the weights in place before others read or change them
     run_valid = False
     reports = True  # a rate sweep is judged by its training loss, where an average has no part
+    rolls_back = True  # with the weights
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         self.decay, self.warmup = _checked_decay(decay), warmup

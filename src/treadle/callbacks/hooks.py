@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from treadle.errors import CallbackError, UsageError
+from treadle.interrupts import undivided
 from treadle.loop.events import Callback
 from treadle.loop.nested import map_tensors
 
@@ -199,6 +200,7 @@ class HookCallback(Callback):
         has_params = next(m.parameters(), None) is not None
         return (has_params or self.include_paramless) and next(m.children(), None) is None
 
+    @undivided
     def before_batch(self) -> None:
         if self.iter % self.every == 0:
             self.hooks = Hooks(self.layers.values(), self.hook, **self.hook_kwargs)

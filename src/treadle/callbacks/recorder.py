@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from treadle.interrupts import undivided
 from treadle.loop.events import Callback
 from treadle.metrics import AvgLoss, Metric, as_metric
 from treadle.run.folder import write_history
@@ -169,6 +170,7 @@ class Recorder(Callback):
             self._chunks.append(torch.stack(self._single))
             self._single = []
 
+    @undivided
     def _read(self) -> None:
         """Fetch the losses that are still on the device, all in one wait."""
         self._stack()

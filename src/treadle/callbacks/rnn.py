@@ -5,15 +5,23 @@ The regularization is that of arXiv 1708.02182, section 4.
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
 
 from treadle.errors import CallbackError
 from treadle.loop.events import Callback
+from treadle.loop.nested import map_tensors
 
 
 class ModelResetter(Callback):
     """Calls `model.reset()` before each training pass and each validation, and after the fit, so
-    that no hidden state leads from one text into another."""
+    that no hidden state leads from one text into another.
+
+    A checkpoint in the middle of an epoch holds the hidden state: whatever tensors the model's
+    modules keep beside their parameters and buffers, alone or in lists and tuples.
+    """
 
     def before_train(self) -> None:
         self._reset()
@@ -31,6 +39,24 @@ class ModelResetter(Callback):
                 "write one that forgets the hidden state, or leave ModelResetter out."
             )
         self.model.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"carried": {at: getattr(m, name) for at, m, name in _carried(self.model)}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for at, value in state["carried"].items():
+            module, _, name = at.rpartition(".")
+            setattr(self.model.get_submodule(module), name, value)
+
+
+def _carried(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The attributes that hold such tensors: path, module and name of each."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            found: list[Tensor] = []
+            map_tensors(found.append, value)
+            if found and name[0] != "_" and not any(isinstance(t, nn.Parameter) for t in found):
+                yield f"{path}.{name}" if path else name, module, name
 
 
 class RNNCallback(Callback):

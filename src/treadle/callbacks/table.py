@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from treadle.plots import in_short
+
 Row = Sequence[Any]
 
 
@@ -49,7 +51,7 @@ class Table:
 
     def __call__(self, row: Row) -> None:
         if row and all(isinstance(value, str) for value in row):
-            self.names = list(row)
+            self.names = [in_short(name, most=40) for name in row]
             cells = self.names
         else:
             cells = [format_cell(*pair) for pair in zip(self.names, row, strict=True)]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from treadle.cli.images import load_data
 from treadle.cli.optimizers import file_digests, read_opts
-from treadle.cli.train import TrainSettings, check, is_digits, load_data, settled
+from treadle.cli.train import TrainSettings, check, settled
 from treadle.errors import TreadleError, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def compare(args: CompareSettings = CompareSettings()) -> None:
     settings = {**described(data), **file_digests(args.opt_file)}
     folder = args.out or Path("runs") / folder_name(args, settings)
     dls = load_data(data)
-    name = "digits" if is_digits(data) else Path(args.data).name
+    name = Path(data.path).name
     print(f"{dls.train.n} images to train on, {dls.valid.n} to validate on; {folder}")
     try:
         found = side_by_side(
@@ -126,9 +127,8 @@ def data_settings(args: CompareSettings) -> TrainSettings:
 
 def described(data: TrainSettings) -> dict[str, Any]:
     """What the trainings share, as the folder and the page have it."""
-    place = data.path if is_digits(data) or not Path(data.path).is_dir() else Path(data.path)
     return {
-        "data": str(place.resolve() if isinstance(place, Path) else place),
+        "data": data.path,
         "arch": data.arch,
         "batch size": data.bs,
         "size": data.size,

@@ -1,6 +1,8 @@
 """The entry point: reads the arguments, runs the verb, and turns what goes wrong into one line.
 
-Exit status: 0 done, 1 failed, 2 wrong use or bad data, 130 interrupted with Ctrl-C.
+Exit status: 0 done; 1 failed; 2 wrong use or bad data; a run that can go on with `treadle resume`:
+75 after its time limit, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1 (128 + the signal).
+A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
+from treadle.cli.terminal import printable
 from treadle.errors import TreadleError
 
 DESCRIPTION = "Train models with PyTorch: open every part of training, and pay nothing for it."
@@ -26,6 +29,8 @@ def run(argv: list[str]) -> int:
     """Run the command and give its exit status; what goes wrong becomes one line on stderr."""
     try:
         app()(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except SystemExit as left:  # a run that was left with a checkpoint, and has said so
+        return left.code if isinstance(left.code, int) else 1
     except KeyboardInterrupt:
         print("treadle: interrupted", file=sys.stderr)
         return 130
@@ -42,7 +47,11 @@ def app() -> App:
     from treadle.cli.compare import compare
     from treadle.cli.convert import convert
     from treadle.cli.data import data
+    from treadle.cli.doctor import doctor
+    from treadle.cli.info import info
     from treadle.cli.report import report
+    from treadle.cli.resume import resume
+    from treadle.cli.runs import runs
     from treadle.cli.train import train
 
     verbs = App(
@@ -53,17 +62,21 @@ def app() -> App:
         suppress_keyboard_interrupt=False,  # `run` ends it, in a sentence
     )
     verbs.command(train)
+    verbs.command(resume)
+    verbs.command(runs)
+    verbs.command(info)
     verbs.command(compare)
     verbs.command(data())
     verbs.command(report)
     verbs.command(convert)
+    verbs.command(doctor)
     return verbs
 
 
 def explain(error: Exception) -> int:
     """Say in one line on stderr what went wrong, and give the exit status for it."""
     foreseen = isinstance(error, (TreadleError, CycloptsError))
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     if isinstance(error, CycloptsError):
         text += " See treadle --help." if "--help" not in text else ""
     elif not foreseen:

@@ -1,5 +1,5 @@
-"""The optimizers that `treadle compare` is told of: by name, in a file of the user's, the
-chapter's."""
+"""The optimizers that `treadle train` and `treadle compare` are told of: by name, in a file of the
+user's, the chapter's."""
 
 from __future__ import annotations
 
@@ -89,17 +89,22 @@ def read_opts(opts: Sequence[str], files: Sequence[str], lr: float | None) -> Ro
 
 def _read_opt(text: str, lr: float | None) -> dict[str, Any]:
     name, _, told = text.partition(":")
+    recipe = find_recipe(name, [CHAPTER])
+    return _row(f"--opt {text}", recipe, _pairs(f"--opt {text}", told), lr or usual_lr(name))
+
+
+def find_recipe(name: str, others: Sequence[str] = ()) -> Callable[..., Any]:
+    """The recipe that `--opt` names, in any case. Raises UsageError with the nearest, of `others`
+    too."""
     known = recipes()
     if name.lower() not in known:
-        raise UsageError(f"--opt {text}: no optimizer {name}; {nearest(name, [*known, CHAPTER])}")
-    recipe = known[name.lower()]
-    return _row(f"--opt {text}", recipe, _pairs(f"--opt {text}", told), lr or _usual_lr(name))
+        raise UsageError(f"--opt: no optimizer {name}; {nearest(name, [*known, *others])}")
+    return known[name.lower()]
 
 
-def _usual_lr(name: str) -> float:
+def usual_lr(name: str) -> float:
     """The rate where none is given: the chapter's, or the recipe's own."""
-    recipe = recipes()[name.lower()]
-    own = inspect.signature(recipe).parameters["lr"].default
+    own = inspect.signature(find_recipe(name)).parameters["lr"].default
     if isinstance(own, float):
         return own
     return 0.03 if name.lower() in ("sgd", "momentum", "larc") else 0.003

@@ -1,23 +1,17 @@
-"""`treadle train`: a folder of images becomes a trained model and a report."""
+"""`treadle train`: data become a trained model and a report."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import KW_ONLY, asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from treadle.cli.images import DIGITS, ImageTask, is_data_set
+from treadle.cli.optimizers import find_recipe, usual_lr
+from treadle.cli.running import Task, begin, read_minutes
 from treadle.errors import UsageError
-
-if TYPE_CHECKING:
-    from treadle.data import DataLoaders
-    from treadle.learner import Learner
-
-OptName = Literal["adam", "adamw", "sgd", "momentum", "rmsprop", "radam", "lamb", "ranger"]
 
 
 @Parameter(name="*")
@@ -33,15 +27,16 @@ class TrainSettings:
     epochs: Annotated[int, Parameter(alias="-e")] = 5
     """How many times to go through the training images."""
     lr: float | None = None
-    """The highest learning rate of the one-cycle schedule [default: 0.003, with SGD 0.03]"""
+    """The highest learning rate of the one-cycle schedule [default: the optimizer's usual one]"""
     bs: int = 64
     """Images a batch."""
     size: int | None = None
     """Pixels a side that the model sees [default: 128, for digits 32]"""
     presize: int | None = None
     """Pixels a side to which images are cut before they are augmented [default: 1.25 x size]"""
-    opt: OptName = "adam"
-    """The optimizer."""
+    opt: str = "adam"
+    """The optimizer: adadelta, adagrad, adam, adamw, adan, lamb, larc, lion, momentum, muon, nadam,
+    qhadam, radam, ranger, rmsprop, schedule_free, sgd, soap."""
     seed: int = 42
     """Settles the split, the initial weights, the order and the augmentation."""
     workers: int | None = None
@@ -56,6 +51,10 @@ class TrainSettings:
     """Start from weights trained on ImageNet (downloaded once) and fine-tune them."""
     out: Path | None = None
     """The run folder, new or empty [default: runs/DATE-TIME-NAME]"""
+    checkpoint_every: int | None = None
+    """Updates from one checkpoint to the next [default: an epoch's]"""
+    max_time: str | None = None
+    """When to stop with a checkpoint and exit status 75: 90s, 30m, 2h, or in minutes."""
     debug: Annotated[bool, Parameter(negative="", show_default=False)] = False
     """Show the full traceback of an error."""
 
@@ -68,47 +67,30 @@ def train(args: TrainSettings = TrainSettings()) -> None:
     `train/CLASS/*` and `valid|val|test/CLASS/*`, or with `CLASS/*` alone, of which a fifth is then
     set aside to validate on.
 
-    The run folder gets `config.json`, `history.csv`, `model.safetensors`, `record.json` and
-    `report.html`.
+    The run folder gets `config.json`, `history.csv`, `events.jsonl`, `checkpoints`,
+    `model.safetensors`, `record.json` and `report.html`. After Ctrl-C, a SIGTERM, the time limit or
+    a power cut, `treadle resume RUN` goes on with it, to the same bits.
     """
-    import torch
-
-    from treadle.run import new_run_folder, write_json
-
-    started, clock = datetime.now(), time.perf_counter()
     check(args)
-    args = settled(args)
-    torch.manual_seed(args.seed)
-    dls = load_data(args)
-    learn = make_learner(args, dls)
-    name = f"{Path(args.path).name or 'images'}-{args.arch}"
-    folder = new_run_folder(name, args.out)
-    config = describe(args, learn)
-    write_json(folder / "config.json", config)
-    print(
-        f"{dls.train.n} images to train on, {dls.valid.n} to validate on, {dls.c} classes; "
-        f"{args.arch} on {learn.device}"
-    )
-    try:
-        fit(args, learn)
-    finally:  # an interrupted run keeps what it has
-        epochs = len(learn.recorder.rows)
-        if epochs:
-            write_results(folder, learn, name, config, started)
-            accuracy = learn.recorder.rows[-1][learn.recorder.metric_names.index("accuracy")]
-            print(f"accuracy {accuracy:.4f} after {epochs} epochs, ", end="")
-            print(f"{time.perf_counter() - clock:.0f} s in all")
-            print(f"report   {folder / 'report.html'}")
+    begin(task_of(settled(args)))
+
+
+def task_of(args: TrainSettings) -> Task:
+    """What the settled settings ask to be trained."""
+    return ImageTask(args)
 
 
 def check(args: TrainSettings) -> None:
-    """Refuse numbers that cannot be meant, before anything is loaded."""
-    for name in ("epochs", "bs", "size", "presize", "lr"):
+    """Refuse what cannot be meant, before anything is loaded."""
+    for name in ("epochs", "bs", "size", "presize", "lr", "checkpoint_every"):
         value = getattr(args, name)
         if value is not None and value <= 0:
-            raise UsageError(f"--{name} {value} cannot be meant; give a number above 0.")
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} {value} cannot be meant; give a number above 0.")
     if args.workers is not None and args.workers < 0:
         raise UsageError(f"--workers {args.workers} cannot be meant; give 0 or more.")
+    read_minutes(args.max_time)
+    find_recipe(args.opt)
     if args.device is not None:
         check_device(args.device)
 
@@ -127,124 +109,17 @@ def check_device(name: str) -> None:
 
 
 def settled(args: TrainSettings) -> TrainSettings:
-    """The settings with every default filled in."""
-    digits = is_digits(args)
+    """The settings with every default filled in; a folder by its full path, so that the run can go
+    on from wherever."""
+    by_name = is_data_set(args.path)
+    digits = by_name and args.path == DIGITS
     size = args.size or (32 if digits else 128)
     return replace(
         args,
-        lr=args.lr or (0.03 if args.opt in ("sgd", "momentum") else 0.003),
+        path=args.path if by_name else str(Path(args.path).resolve()),
+        opt=args.opt.lower(),
+        lr=args.lr or usual_lr(args.opt),
         size=size,
         presize=args.presize or (size if digits else round(size * 1.25)),
         flip=not digits if args.flip is None else args.flip,
     )
-
-
-def is_digits(args: TrainSettings) -> bool:
-    """Whether the embedded digits are meant, and not a folder of that name."""
-    return args.path == "digits" and not Path("digits").is_dir()
-
-
-def load_data(args: TrainSettings) -> DataLoaders:
-    """The loaders that the settled arguments ask for."""
-    from treadle.data import URLs, digits_path, untar_data
-    from treadle.vision.folder import folder_dataloaders
-
-    if is_digits(args):
-        path = digits_path()
-    elif args.path == "imagenette-160" and not Path(args.path).is_dir():
-        path = untar_data(URLs.IMAGENETTE_160)
-    else:
-        path = Path(args.path)
-    assert args.size and args.presize and args.flip is not None
-    return folder_dataloaders(
-        path,
-        size=args.size,
-        presize=args.presize,
-        bs=args.bs,
-        seed=args.seed,
-        flip=args.flip,
-        min_scale=0.8 if is_digits(args) else 0.5,
-        num_workers=args.workers,
-        device=args.device,
-    )
-
-
-def make_learner(args: TrainSettings, dls: DataLoaders) -> Learner:
-    """A vision learner for the data."""
-    from treadle.metrics import accuracy
-    from treadle.report import ReportCallback
-    from treadle.vision import vision_learner
-
-    return vision_learner(
-        dls,
-        args.arch,
-        pretrained=args.pretrained,
-        metrics=accuracy,
-        cbs=ReportCallback(),
-        opt_func=opt_func(args.opt),
-        precision=args.precision,
-    )
-
-
-def opt_func(name: OptName) -> Callable[..., Any]:
-    """The recipe that `--opt` names."""
-    from functools import partial
-
-    from treadle import optim
-
-    recipes: dict[str, Callable[..., Any]] = {
-        "adam": optim.Adam,
-        "adamw": optim.AdamW,
-        "sgd": optim.SGD,
-        "momentum": partial(optim.SGD, mom=0.9),
-        "rmsprop": optim.RMSProp,
-        "radam": optim.RAdam,
-        "lamb": optim.Lamb,
-        "ranger": optim.ranger,
-    }
-    return recipes[name]
-
-
-def fit(args: TrainSettings, learn: Learner) -> None:
-    """One cycle from scratch, or a fine-tuning of trained weights."""
-    assert args.lr
-    if args.pretrained:
-        learn.fine_tune(args.epochs, base_lr=args.lr)
-    else:
-        learn.fit_one_cycle(args.epochs, args.lr)
-
-
-def describe(args: TrainSettings, learn: Learner) -> dict[str, object]:
-    """All that is needed to do it again, for config.json and the report."""
-    from treadle.run import environment
-
-    settings = asdict(args)
-    del settings["debug"], settings["out"]  # how it was run, not what
-    settings["workers"] = learn.dls.train.num_workers
-    settings["device"] = str(learn.device)
-    return {
-        "command": "train",
-        **settings,
-        "classes": list(learn.dls.vocab),
-        "train_images": learn.dls.train.n,
-        "valid_images": learn.dls.valid.n,
-        "parameters": sum(p.numel() for p in learn.model.parameters()),
-        "environment": environment(learn.device),
-    }
-
-
-def write_results(
-    folder: Path, learn: Learner, name: str, config: dict[str, object], started: datetime
-) -> None:
-    """History, weights, record and report into the run folder."""
-    from treadle.report import collect, write_report
-    from treadle.run import write_history, write_record
-    from treadle.run.weights import save_weights
-
-    recorder = learn.recorder
-    write_history(folder / "history.csv", recorder.metric_names, recorder.rows)
-    save_weights(learn.model, folder / "model.safetensors")
-    shown = {key: value for key, value in config.items() if key != "environment"}
-    record = collect(learn, name, shown, started)
-    write_record(folder, record)
-    write_report(record, folder / "report.html")

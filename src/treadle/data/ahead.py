@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from treadle.interrupts import undivided
+
 __all__ = ["on_device"]
 
 Kept = TypeVar("Kept")
@@ -35,13 +37,18 @@ def _one_ahead(
     side = torch.cuda.Stream(device)
     ahead: tuple[Kept, list[Element]] | None = None
     for kept, batch in batches:
-        with torch.cuda.stream(side):
-            copied = [element.to(device, non_blocking=True) for element in batch]
+        copied = _copied(batch, side, device)
         if ahead is not None:
             yield _ready(ahead, side, device)
         ahead = kept, copied
     if ahead is not None:
         yield _ready(ahead, side, device)
+
+
+@undivided  # an interrupt must not leave later work on the side
+def _copied(batch: list[Element], side: torch.cuda.Stream, device: torch.device) -> list[Element]:
+    with torch.cuda.stream(side):
+        return [element.to(device, non_blocking=True) for element in batch]
 
 
 def _ready(

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from treadle.data.columns import Columns
 from treadle.data.loaders import default_device
 from treadle.errors import DataError, UsageError
+from treadle.interrupts import undivided
 
 __all__ = ["Batches", "Stream", "as_tensors", "described"]
 
@@ -118,15 +119,18 @@ class Batches:
             yield self._ahead.pop()
         is_function = not isinstance(self.source, Iterable)
         batches = iter(self.source() if is_function else self.source)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError) as error:
-                _tell_of_workers(batches, error)
-                raise
-            yield batch
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError) as error:
+                    _tell_of_workers(batches, error)
+                    raise
+                yield batch
+        finally:
+            _end_workers(batches)
 
     def _made(self, batch: Any) -> tuple[Any, ...]:
         return tuple(as_tensors(part, self.device) for part in self.columns.parts(batch))
@@ -216,6 +220,18 @@ def described(source: Any) -> str:
     kind = type(source).__name__
     article = "An" if kind[0] in "AEIOUaeiou" else "A"
     return f"The {kind} {name}" if isinstance(name, str) else f"{article} {kind}"
+
+
+@undivided
+def _end_workers(batches: Any) -> None:
+    """End the processes of torch's loader now, and not when the last traceback is gone that holds
+    on to it; unless they are to stay for the next epoch."""
+    if not getattr(batches, "_persistent_workers", True):
+        getattr(batches, "_shutdown_workers", _nothing)()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _tell_of_workers(batches: Any, error: Exception) -> None:

@@ -12,6 +12,7 @@ import torch
 from treadle.data.blocks import Block, CategoryBlock, ImageBlock
 from treadle.data.dataloaders import DataLoaders
 from treadle.data.datasets import Dataset, Datasets
+from treadle.data.describe import shortened
 from treadle.data.loaders import DataLoader
 from treadle.data.order import Order
 from treadle.data.pipeline import Transforms, listed
@@ -170,14 +171,22 @@ class DataBlock:
                 )
         if len(train) == 0:
             raise DataError(f"The splitter left none of {len(items)} items to train on.")
-        shared = sorted({*train} & {*valid})
+        parts = [items[i] for i in train], [items[i] for i in valid]
+        shared = {*train} & {*valid} or _files(parts[0]) & _files(parts[1])
         if shared:
+            first = min(shared)
+            example = shortened(items[first] if isinstance(first, int) else first)
             warnings.warn(
-                f"{len(shared)} of {len(items)} items are in both parts, for example "
-                f"{items[shared[0]]}: validation will look better than it is.",
+                f"{len(shared)} of {len(items)} items are in both parts, for example {example}: "
+                "validation will look better than it is.",
                 stacklevel=4,
             )
-        return [items[i] for i in train], [items[i] for i in valid]
+        return parts
+
+
+def _files(items: Sequence[Any]) -> set[Any]:
+    """Those of `items` that are paths, as text: of others it is not cheap to know."""
+    return {os.fspath(item) for item in items if isinstance(item, str | os.PathLike)}
 
 
 @register

@@ -30,7 +30,8 @@ def get_image_files(
 
     `recurse=False` stays in `path` itself. `folders` names the folders directly in `path` that are
     entered; None enters all. Names that begin with a dot are skipped. Links to folders are
-    followed, except back to a folder that holds them.
+    followed, except back to a folder that holds them. A link that leads nowhere is listed by its
+    suffix like a file, so that reading it names it, or skips it (`on_error`).
 
     Raises `DataError` where `path` is missing or no folder, or where a folder may not be read.
     """
@@ -57,19 +58,19 @@ def _walk(
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if _is(entry, "dir"):
+        if _is_folder(entry):
             status = entry.stat()
             around = (status.st_dev, status.st_ino) in above
             if not around and (wanted is None or entry.name in wanted):
                 yield from _walk(folder / entry.name, None, above)
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and _is(entry, "file"):  # noqa: PTH122  (entries are plain strings, and many)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  (entries are plain strings, and many)
             yield folder / entry.name  # half the time of Path(entry.path)
 
 
-def _is(entry: os.DirEntry[str], kind: str) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir() if kind == "dir" else entry.is_file()
-    except OSError:  # a link to itself is neither
+        return entry.is_dir()
+    except OSError:  # a link to itself
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from threading import Event
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from treadle.data.pipeline import Transforms, decoded, listed
 from treadle.data.reading import MapDataset, Reader, Skipped
 from treadle.data.workers import default_workers, in_order
 from treadle.errors import DataError, UsageError
+from treadle.interrupts import undivided
 
 __all__ = ["Batch", "DataLoader", "default_device"]
 
@@ -131,9 +132,13 @@ class DataLoader:
                 if batch.kinds:  # else every sample of the batch was skipped
                     yield self._finished(batch, elements)
         finally:
-            self._under_way = None
-            for generator in (there, numbered, made):  # no thread is left behind
-                cast(Any, generator).close()
+            self._end_epoch(there, numbered, made)
+
+    @undivided
+    def _end_epoch(self, *generators: Any) -> None:
+        self._under_way = None
+        for generator in generators:  # no thread is left behind
+            generator.close()
 
     def _tasks(self, epoch: int, start: int = 0) -> Iterator[Task]:
         order = self.sampler.order(self.seed, epoch, len(self.dataset))

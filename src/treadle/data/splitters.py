@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from treadle.data.blocks.base import is_missing
+from treadle.data.describe import name_of
 from treadle.data.getters import ColReader
 from treadle.data.table import Column, Table, as_items
 from treadle.errors import DataError, UsageError
@@ -67,6 +69,8 @@ def GrandparentSplitter(
 def RandomSplitter(valid_pct: float = 0.2, seed: int | None = None) -> Splitter:
     """Validate on a random `valid_pct` (0 to 1) of the items, rounded down.
 
+    Where that leaves none, though `valid_pct` is not 0, a warning says so, as other splitters do.
+
     With a `seed` the split depends on nothing else, and is the one that fastai makes of the same
     number of items; torch's global generator is left alone. Without one it is drawn from that.
 
@@ -82,6 +86,8 @@ def RandomSplitter(valid_pct: float = 0.2, seed: int | None = None) -> Splitter:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         order: list[int] = torch.randperm(len(items), generator=generator).tolist()
         cut = int(valid_pct * len(items))
+        if valid_pct > 0 and cut == 0:
+            _warn_of_none(f"RandomSplitter(valid_pct={valid_pct})", items)
         return order[cut:], order[:cut]
 
     return split
@@ -206,7 +212,10 @@ def FuncSplitter(func: Callable[[Any], Any]) -> Splitter:
     """
 
     def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
-        return _parts([bool(func(item)) for item in as_items(items)])
+        valid = [bool(func(item)) for item in as_items(items)]
+        if not any(valid):
+            _warn_of_none(f"FuncSplitter({name_of(func)})", items)
+        return _parts(valid)
 
     return split
 
@@ -233,6 +242,8 @@ def FileSplitter(fname: str | os.PathLike[str]) -> Splitter:
                 f"{len(unknown)} of {len(listed)} names in {fname} are of no item, for example "
                 f"{unknown[0]!r}. Mend the list or give the folder that holds these files."
             )
+        if not listed:
+            _warn_of_none(f"FileSplitter({str(fname)!r})", items)
         return _parts([name in listed for name in names])
 
     return split
@@ -252,7 +263,10 @@ def ColSplitter(col: Column = "is_valid", on: Any = None) -> Splitter:
         rows = as_items(items)
         cells = rows.column(col) if isinstance(rows, Table) else [*map(ColReader(col), rows)]
         if on is None:
-            return _parts([_truth(col, cell, index) for index, cell in enumerate(cells)])
+            truths = [_truth(col, cell, index) for index, cell in enumerate(cells)]
+            if not any(truths):
+                _warn_of_none(f"ColSplitter({col!r})", items)
+            return _parts(truths)
         accepted = list(on) if isinstance(on, list | tuple | set | frozenset) else [on]
         valid = [cell in accepted for cell in cells]
         if not any(valid):
@@ -276,6 +290,14 @@ def _truth(col: Column, cell: Any, index: int) -> bool:
             f"ColSplitter({col!r}, on={cell!r}) validates on the rows that hold it."
         )
     return truth
+
+
+def _warn_of_none(splitter: str, items: Sequence[Any]) -> None:
+    warnings.warn(
+        f"{splitter} leaves none of {len(items)} items to validate on: there will be no "
+        "validation loss and no metric.",
+        stacklevel=6,
+    )
 
 
 def _parts(valid: Sequence[bool] | np.ndarray[Any, Any]) -> tuple[list[int], list[int]]:

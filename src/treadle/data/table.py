@@ -161,10 +161,10 @@ def read_csv(
     `delimiter` is "," unless given; `quoting` is one of the csv module's constants. White space
     around names of columns is dropped, and so are blank lines and a byte order mark. Empty cells
     are None. A column of whole numbers becomes ints, provided that they would be written the same
-    again ("007" stays text); all else is text.
+    again ("007" stays text); all else is text, the words NaN and NA too.
 
-    Raises `DataError` for a file that is missing, empty, not in this encoding, or whose lines have
-    different lengths: it names the file and the line.
+    Raises `DataError` for a file that is missing, empty, not in this encoding, that holds NUL, or
+    whose lines have different lengths: it names the file and the line.
     """
     lines = _lines(Path(path), delimiter or ",", quoting, encoding)
     names: list[Any] = [name.strip() for name in lines[0][1]]
@@ -175,6 +175,11 @@ def read_csv(
     if not lines:
         raise DataError(f"The table {path} has a header and no rows; expected one row an item.")
     for number, cells in lines:
+        if any("\0" in cell for cell in cells):
+            raise DataError(
+                f"The table {path} holds a NUL character in line {number}. It is damaged or in "
+                "another encoding; give encoding=, often 'utf-16-le'."
+            )
         if len(cells) != len(names):
             raise DataError(
                 f"The table {path} has {len(cells)} cells in line {number} and {len(names)} in the "

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from threading import Event, Thread, main_thread
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from treadle.interrupts import undivided
 
 __all__ = ["default_workers", "in_order"]
 
@@ -47,10 +49,9 @@ def in_order(
     threads = [
         Thread(target=_run, args=(todo, stop), name=f"treadle-data-{k}") for k in range(workers)
     ]
-    for thread in threads:
-        thread.start()
     pending: deque[Future[Result]] = deque()
     try:
+        _start(threads)
         for task in tasks:
             job = _Job(work, task, stop)
             pending.append(job.future)
@@ -60,10 +61,22 @@ def in_order(
         while pending:
             yield pending.popleft().result()
     finally:
-        stop.set()
-        for _ in threads:
-            todo.put(None)
-        for thread in threads:
+        _end(threads, todo, stop)
+
+
+@undivided
+def _start(threads: list[Thread]) -> None:
+    for thread in threads:
+        thread.start()
+
+
+@undivided
+def _end(threads: list[Thread], todo: SimpleQueue[Any], stop: Event) -> None:
+    stop.set()
+    for _ in threads:
+        todo.put(None)
+    for thread in threads:
+        if thread.ident is not None:  # else the start of one before it failed
             thread.join()
 
 

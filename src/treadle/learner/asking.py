@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,16 @@ from torch import Tensor
 from treadle.callbacks.gather import GatherPredsCallback, concat
 from treadle.callbacks.recorder import Recorder
 from treadle.errors import UsageError
+from treadle.interrupts import scoped, undivided
 from treadle.loop.listeners import Callbacks, as_list
+from treadle.loop.memory import memory_told
 from treadle.loop.training import TrainingLoop, assigned
 
 
 class Asking(TrainingLoop):
     """The part of a `Learner` that validates and predicts."""
 
+    @undivided
     def validate(self, ds_idx: int = 1, dl: Any = None, cbs: Callbacks = None) -> list[Any]:
         """The loss and the metrics on a loader: `dls[ds_idx]`, or `dl`."""
         recorder: Recorder = getattr(self, "recorder", None) or Recorder()
@@ -28,7 +31,7 @@ class Asking(TrainingLoop):
             return recorder.validation_values()
 
     def _run_validation(self, ds_idx: int, dl: Any) -> None:
-        with self._open_scope():
+        with self._open_scope(), memory_told(self):
             self._settle()
             self._do_epoch_validate(ds_idx, dl)
 
@@ -62,6 +65,7 @@ class Asking(TrainingLoop):
             result.append(concat(gather.losses))
         return tuple(result)
 
+    @undivided
     def ask(self, cbs: Callbacks, ds_idx: int = 1, dl: Any = None, with_loss: bool = False) -> None:
         """Run the model over a loader (`dls[ds_idx]`, or `dl`) for what `cbs` make of its batches.
 
@@ -89,7 +93,7 @@ class Asking(TrainingLoop):
         answers = self.get_preds(dl=[batch], with_decoded=True)[-1]
         return self.dls.show_results(dl, batch, answers, max_n)
 
-    @contextmanager
+    @scoped
     def loss_not_reduced(self) -> Iterator[None]:
         """With a loss that gives one number a sample instead of their mean."""
         loss_func: Any = self.loss_func

@@ -133,11 +133,20 @@ def _place(file: Path) -> Path:
 def plan_of(learn: Any) -> dict[str, Any]:
     """How the learner's parts are made, as JSON. Raises UsageError for what is not registered."""
     return {
+        "learner": _class_name(type(learn)),
         "model": described(learn.model, "the model"),
         "loss": described(learn.loss_func, "the loss"),
         "precision": learn.precision.name,
         "data": _data_plan(learn.dls),
     }
+
+
+def _class_name(cls: type) -> Any:
+    """Of a learner of a kind of its own, which may answer in another way; None for others."""
+    try:
+        return described(cls)
+    except UsageError:
+        return None
 
 
 def _data_plan(dls: Any) -> dict[str, Any] | None:
@@ -222,8 +231,9 @@ def _rebuilt_data(plan: Any, device: torch.device | str, where: str) -> DataLoad
     return DataLoaders(loader, loader)
 
 
-def rebuilt(path: str | Path, device: torch.device | str) -> dict[str, Any]:
-    """The arguments of the learner that an export holds."""
+def rebuilt(path: str | Path, device: torch.device | str) -> tuple[Any, dict[str, Any]]:
+    """The class of the learner that an export holds, None if it is a plain one, and its arguments.
+    """
     plan, weights = read_bundle(Path(path))
     where = f"{path}/bundle.json"
     try:
@@ -232,7 +242,10 @@ def rebuilt(path: str | Path, device: torch.device | str) -> dict[str, Any]:
         if not isinstance(model, nn.Module):
             raise DataError(f"{where}: what stands for the model is a {type(model).__name__}.")
         model.load_state_dict(weights)
-        return {
+        cls = restored(plan.get("learner"), where)
+        if cls is not None and not (isinstance(cls, type) and issubclass(cls, Exporting)):
+            raise DataError(f"{where}: what stands for the learner is {cls!r}.")
+        return cls, {
             "dls": _rebuilt_data(plan["data"], device, where),
             "model": model.to(device),
             "loss_func": restored(plan["loss"], where),

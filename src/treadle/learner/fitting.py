@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from treadle.callbacks.checkpoint import CheckpointCallback, Every
 from treadle.callbacks.scheduler import ParamScheduler
 from treadle.errors import UsageError
+from treadle.interrupts import undivided
 from treadle.learner.plan import planned_hypers
 from treadle.learner.resuming import Resuming, resumable
 from treadle.loop.listeners import Callbacks, as_list
+from treadle.loop.memory import memory_told
 from treadle.optim import make_opt
 from treadle.params import norm_params
 from treadle.schedule import SchedCos, Schedule, combine_scheds, combined_cos
@@ -45,6 +47,7 @@ class Fitting(Resuming):
         self._opt_func = opt_func
         self.opt = None
 
+    @undivided
     def create_opt(self) -> None:
         """Make the optimizer anew; norms and biases do not decay unless `wd_bn_bias`."""
         self.opt = make_opt(self.opt_func, self.splitter(self.model), lr=self.lr)
@@ -123,7 +126,7 @@ class Fitting(Resuming):
         if self._passed_over():
             return
         cbs = as_list(cbs) + [CheckpointCallback(every) for every in [checkpoint] if every]
-        with self.added_cbs([*cbs, *self._resumptions()]), self._open_scope():
+        with self.added_cbs([*cbs, *self._resumptions()]), self._open_scope(), memory_told(self):
             if reset_opt:
                 self.opt = None
             self._have_opt().set_hypers(lr=self.lr if lr is None else lr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from treadle.callbacks.recorder import Recorder
 from treadle.callbacks.table import Table, no_table
 from treadle.callbacks.train_eval import TrainEvalCallback
 from treadle.errors import UsageError
+from treadle.interrupts import scoped
 from treadle.learner.asking import Asking
 from treadle.learner.exporting import Exporting, rebuilt
 from treadle.learner.fitting import Fitting
@@ -125,13 +125,13 @@ class Learner(Fitting, Asking, Exporting):
 
     # Talk
 
-    @contextmanager
+    @scoped
     def no_logging(self) -> Iterator[Self]:
         """Without the table and without the bar."""
         with assigned(self, "logger", no_table), self.no_bar():
             yield self
 
-    @contextmanager
+    @scoped
     def no_bar(self) -> Iterator[Self]:
         """Without the progress bar; the table is printed as plain lines."""
         with self.removed_cbs(ProgressCallback):
@@ -150,4 +150,6 @@ def load_learner(path: str | Path, device: torch.device | str = "cpu") -> Learne
         DataError: if a file is missing or damaged, or names what is not registered (with the line
             to add).
     """
-    return Learner(**rebuilt(path, device))
+    cls, arguments = rebuilt(path, device)
+    learner: Learner = (cls or Learner)(**arguments)
+    return learner

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from treadle.callbacks.scheduler import ParamScheduler
+from treadle.interrupts import scoped
 from treadle.loop.events import Callback, CancelBatchException, CancelFitException
 from treadle.loop.training import TrainingLoop, assigned
 
@@ -78,7 +78,7 @@ def _moving(columns: list[dict[str, list[float]]]) -> dict[str, list[float]]:
     return found
 
 
-@contextmanager
+@scoped
 def _put_back(learn: TrainingLoop) -> Iterator[None]:
     """Hyper-parameters, what is frozen, gradients and the loop's state are as before afterwards."""
     opt = learn.opt

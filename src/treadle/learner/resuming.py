@@ -14,11 +14,13 @@ from typing import Any, TypeVar, cast
 
 from treadle.callbacks.checkpoint import CheckpointCallback, Every
 from treadle.errors import DataError
-from treadle.loop.events import Callback
+from treadle.interrupts import undivided
+from treadle.loop.events import Callback, CancelTrainException
 from treadle.loop.listeners import Callbacks, as_list
-from treadle.loop.snapshot import all_generators, can_seek, check_fits, put_back, set_all_generators
+from treadle.loop.snapshot import can_seek, check_fits, put_back
+from treadle.loop.state import all_generators, set_all_generators
 from treadle.loop.training import TrainingLoop, assigned
-from treadle.run.checkpoint import newest_checkpoint, read_checkpoint
+from treadle.run.checkpoint import read_newest
 from treadle.run.packed import unpack
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
@@ -46,6 +48,7 @@ def resumable(verb: Verb) -> Verb:
     _VERBS.add(verb.__name__)
     signature = inspect.signature(verb)
 
+    @undivided
     @functools.wraps(verb)
     def called(self: Resuming, *args: Any, **kwargs: Any) -> None:
         if self.call is not None:
@@ -69,6 +72,7 @@ class Resuming(TrainingLoop):
     call: Call | None = None
     _resumption: Resumption | None = None
 
+    @undivided
     def resume(self, folder: str | os.PathLike[str] | None = None, cbs: Callbacks = None) -> None:
         """Go on with the fit that was interrupted, to its end, from the newest whole checkpoint in
         `folder` (`path/"checkpoints"` if None).
@@ -83,14 +87,14 @@ class Resuming(TrainingLoop):
             UsageError: if the learner is not the one of the checkpoint, with what differs.
         """
         where = Path(folder) if folder is not None else self.path / "checkpoints"
-        newest = newest_checkpoint(where)
-        if newest is None:
+        read = read_newest(where)
+        if read is None:
             raise DataError(f"there is no checkpoint in {where}; give the folder that has them.")
-        read = read_checkpoint(newest)
         state = unpack(read.tensors, read.values.get("state", {}), self.device or "cpu")
-        call = _checked_call(state.get("call", {}), newest)
+        call = _checked_call(state.get("call", {}), read.path)
         if not any(isinstance(cb, CheckpointCallback) for cb in (*self.cbs, *as_list(cbs))):
-            again = CheckpointCallback(Every(**call["every"]), where, **call["writing"])
+            every = call["every"] and Every(**call["every"])
+            again = CheckpointCallback(every, where, **call["writing"])
             cbs = [*as_list(cbs), again]
         with assigned(self, "_resumption", Resumption(state, call["fit"])):
             getattr(self, call["verb"])(**call["kwargs"], cbs=cbs)
@@ -113,7 +117,7 @@ class Resumption(Callback):
     """Puts the state of a checkpoint into a fit that begins, where its events have reset it.
 
     It does so when the fit has begun; and again before the first batch where an epoch is resumed
-    in its middle, of which the events up to there are heard once more.
+    in its middle, of training or validation, of which the events up to there are heard once more.
     """
 
     order = math.inf
@@ -128,6 +132,7 @@ class Resumption(Callback):
         place = self.state["fit"]["place"]
         self.within = place["batches"] is not None
         self.scope.callback(setattr, self.learn, "first_epoch", 0)
+        self.scope.callback(setattr, self.learn, "first_iter", 0)
         self.learn.first_epoch = place["epoch"]
         if not self.within:
             self.state = {}  # which may be as large as the model
@@ -135,14 +140,26 @@ class Resumption(Callback):
     def before_train(self) -> None:
         if not self.within:
             return
+        fit = self.state["fit"]
+        if fit["place"]["batches"] == "all":
+            raise CancelTrainException
         self.within = False
         put_back(self.learn, self.state)
-        fit = self.state["fit"]
         self.learn.first_iter = fit["place"]["batches"]
         if not can_seek(self.dls.train):
             begun_with = fit["callbacks"]["checkpoint"]["begun_with"]
             self.learn.dl = _Wound(self.learn, self.dl, begun_with)
         self.state = {}
+
+    def before_validate(self) -> None:
+        if not self.within:
+            return
+        self.within = False
+        put_back(self.learn, self.state)
+        self.state = {}
+        for cb in self.learn.cbs:
+            if isinstance(cb, CheckpointCallback):
+                cb.before_validate()  # what it noted just now was the state before
 
 
 class _Wound:

@@ -11,6 +11,7 @@ from treadle.loop.events import (
     CancelValidException,
     event,
 )
+from treadle.loop.memory import OutOfMemoryError
 from treadle.loop.precision import Precision
 from treadle.loop.state import preserved
 from treadle.loop.training import TrainingLoop
@@ -24,6 +25,7 @@ __all__ = [
     "CancelStepException",
     "CancelTrainException",
     "CancelValidException",
+    "OutOfMemoryError",
     "Precision",
     "TrainingLoop",
     "event",

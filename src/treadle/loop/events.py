@@ -107,6 +107,16 @@ class CancelFitException(Exception):
     """End this fit; go to `after_cancel_fit`."""
 
 
+CANCELS = (
+    CancelStepException,
+    CancelBackwardException,
+    CancelBatchException,
+    CancelTrainException,
+    CancelValidException,
+    CancelEpochException,
+    CancelFitException,
+)
+
 # How a callback names others: a class, a name, or several of these.
 CallbackRef = type["Callback"] | str
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Self
 
 from treadle.errors import CallbackError
-from treadle.loop.events import INNER_EVENTS, Callback, check_event_name, event
+from treadle.interrupts import scoped, undivided
+from treadle.loop.events import CANCELS, INNER_EVENTS, Callback, check_event_name, event
 from treadle.loop.explain import explain_event, outline
 from treadle.loop.order import sort_callbacks
 
@@ -29,20 +29,24 @@ class Listeners:
             if cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)):
                 try:
                     heard()
-                except Exception as error:
-                    error.add_note(f"This came from the callback {cb} at the event {name}.")
+                except CANCELS:
+                    raise
+                except BaseException as error:
+                    _tell_where(error, cb, name)
                     raise
 
+    @undivided
     def add_cb(self, cb: Callback | type[Callback]) -> Self:
         """Add a callback, or the class of one. It takes the place of an earlier one of its name,
-        so running a notebook cell again does not make it run twice."""
+        so running a notebook cell again does not make it run twice. If its `after_create` raises,
+        all is as before."""
         made = cb() if isinstance(cb, type) else cb
         if not isinstance(made, Callback):
             raise CallbackError(f"add_cb got {cb!r}; expected a Callback or a subclass of it.")
         for name, value in vars(made).items():
             if callable(value):
                 check_event_name(str(made), name)
-        earlier = self._of_name(made)
+        before, earlier = list(self.cbs), self._of_name(made)
         if earlier is not None:
             self.remove_cb(earlier)
         made.learn = self
@@ -50,7 +54,12 @@ class Listeners:
         self.cbs.append(made)
         self._sort_listeners()
         if made.run and made.hears(event.after_create):
-            made.after_create()
+            try:
+                made.after_create()
+            except BaseException as error:
+                self._put_callbacks_back(before)
+                _tell_where(error, made, event.after_create)
+                raise
         return self
 
     def add_cbs(self, cbs: Callbacks) -> Self:
@@ -67,6 +76,7 @@ class Listeners:
             self.add_cb(cb)
         return self
 
+    @undivided
     def remove_cb(self, cb: Callback | type[Callback]) -> Self:
         """Remove a callback, or all of a class."""
         gone = [o for o in self.cbs if (isinstance(o, cb) if isinstance(cb, type) else o is cb)]
@@ -83,30 +93,33 @@ class Listeners:
             self.remove_cb(cb)
         return self
 
-    @contextmanager
+    @scoped
     def added_cbs(self, cbs: Callbacks) -> Iterator[Self]:
         """With these callbacks, for as long as the `with` block lasts."""
         with self._callbacks_put_back():
             yield self.add_cbs(cbs)
 
-    @contextmanager
+    @scoped
     def removed_cbs(self, cbs: Callbacks) -> Iterator[Self]:
         """Without these callbacks, for as long as the `with` block lasts."""
         with self._callbacks_put_back():
             yield self.remove_cbs(cbs)
 
-    @contextmanager
+    @scoped
     def _callbacks_put_back(self) -> Iterator[None]:
         before = list(self.cbs)
         try:
             yield
         finally:
-            for cb in [cb for cb in self.cbs if cb not in before]:
-                self.remove_cb(cb)
-            self.cbs = before
-            for cb in before:
-                self._give_name(cb)
-            self._sort_listeners()
+            self._put_callbacks_back(before)
+
+    def _put_callbacks_back(self, before: list[Callback]) -> None:
+        for cb in [cb for cb in self.cbs if cb not in before]:
+            self.remove_cb(cb)
+        self.cbs = before
+        for cb in before:
+            self._give_name(cb)
+        self._sort_listeners()
 
     def _give_name(self, cb: Callback) -> None:
         """Make it `learn.NAME`, unless that is something else: a `Freeze` is not to hide
@@ -147,6 +160,10 @@ class Listeners:
             name: [(cb, getattr(cb, name), inner) for cb in ordered if cb.hears(name)]
             for name, inner in ((name, name in INNER_EVENTS) for name in event.__members__)
         }
+
+
+def _tell_where(error: BaseException, cb: Callback, name: str) -> None:
+    error.add_note(f"This came from the callback {cb} at the event {name}.")
 
 
 def as_list(cbs: Callbacks) -> list[Callback | type[Callback]]:

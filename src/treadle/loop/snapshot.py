@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from treadle.errors import UsageError
 from treadle.loop.events import Callback
 from treadle.loop.order import sort_callbacks
-from treadle.loop.state import generators, model_tensors, set_generators
+from treadle.loop.state import all_generators, model_tensors, set_all_generators
 from treadle.loop.training import TrainingLoop
 
 _LOOP_FIELDS = "training n_epoch epoch n_iter iter updates planned_updates".split()
 _LOADER_FIELDS = "n bs".split()
 
 
-def snapshot(loop: TrainingLoop, batches: int | None) -> dict[str, Any]:
+Batches = int | Literal["all"] | None
+
+
+def snapshot(loop: TrainingLoop, batches: Batches) -> dict[str, Any]:
     """Everything that decides how the fit goes on, as plain containers, numbers and tensors.
 
-    `batches` is how many of the epoch's training batches are done, None between epochs. What has
-    no place in it: the data, the code, and the clock. The tensors are not copied.
+    `batches` is how many of the epoch's training batches are done; "all" where its validation
+    begins, None between epochs. What has no place in it: the data, the code, and the clock. The
+    tensors are not copied.
     """
     params = dict(loop.model.named_parameters())
     return {
@@ -96,27 +100,9 @@ def put_back(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
     set_all_generators(loop, fit["generators"])
 
 
-def all_generators(loop: TrainingLoop) -> dict[str, Any]:
-    """The states of the global generators, and of those that torch's loaders have of their own."""
-    return {**generators(), "loaders": [g.get_state() for g in _own_generators(loop.dls)]}
-
-
-def set_all_generators(loop: TrainingLoop, states: Mapping[str, Any]) -> None:
-    """Put the generators where `all_generators` found them."""
-    for generator, state in zip(_own_generators(loop.dls), states["loaders"], strict=False):
-        generator.set_state(state)
-    set_generators(states)
-
-
 def can_seek(dl: Any) -> bool:
     """Whether a loader can be set to any of its batches, without drawing those before."""
     return hasattr(dl, "state_dict") and hasattr(dl, "load_state_dict")
-
-
-def _own_generators(dls: Any) -> list[torch.Generator]:
-    parts = [part for dl in dls for part in (dl, getattr(dl, "sampler", None))]
-    own = [getattr(part, "generator", None) for part in parts]
-    return [generator for generator in own if isinstance(generator, torch.Generator)]
 
 
 def _of_loader(dl: Any) -> dict[str, Any]:

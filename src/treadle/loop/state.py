@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from treadle.interrupts import scoped
 from treadle.loop.training import TrainingLoop
 
 
-@contextmanager
+@scoped
 def preserved(loop: TrainingLoop) -> Iterator[None]:
     """Whatever the block trains, the loop is bit-for-bit what it was when the block ends, however
     it ends: weights, buffers, gradients, modes, optimizer, loss scaler, the generators of Python,
-    NumPy and torch, and the epoch that each loader will draw next.
+    NumPy, torch and its loaders, and the epoch that each loader will draw next.
 
     The copy is held in memory, on the tensors' own devices.
     """
@@ -32,7 +32,7 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
     precision, scaler_state = loop.precision, copy.deepcopy(loop.precision.scaler.state_dict())
     fields = {name: getattr(loop, name) for name in _LOOP_FIELDS}
     loaders = [(dl, dl.state_dict()) for dl in loop.dls if hasattr(dl, "load_state_dict")]
-    drawn = generators()
+    drawn = all_generators(loop)
     try:
         yield
     finally:
@@ -55,7 +55,7 @@ def preserved(loop: TrainingLoop) -> Iterator[None]:
             setattr(loop, name, value)
         for dl, state in loaders:
             dl.load_state_dict(state)
-        set_generators(drawn)
+        set_all_generators(loop, drawn)
 
 
 _LOOP_FIELDS = (
@@ -89,3 +89,21 @@ def set_generators(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def all_generators(loop: TrainingLoop) -> dict[str, Any]:
+    """The states of the global generators, and of those that torch's loaders have of their own."""
+    return {**generators(), "loaders": [g.get_state() for g in _own_generators(loop.dls)]}
+
+
+def set_all_generators(loop: TrainingLoop, states: Mapping[str, Any]) -> None:
+    """Put the generators where `all_generators` found them."""
+    for generator, state in zip(_own_generators(loop.dls), states["loaders"], strict=False):
+        generator.set_state(state)
+    set_generators(states)
+
+
+def _own_generators(dls: Any) -> list[torch.Generator]:
+    parts = [part for dl in dls for part in (dl, getattr(dl, "sampler", None))]
+    own = [getattr(part, "generator", None) for part in parts]
+    return [generator for generator in own if isinstance(generator, torch.Generator)]

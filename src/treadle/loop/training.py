@@ -8,13 +8,14 @@ the phase is skipped, `after_cancel_...` fires, and the phase's own `after_...` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from treadle.errors import UsageError
+from treadle.interrupts import interruptible, scoped, undivided
 from treadle.loop.events import (
     CancelBackwardException,
     CancelBatchException,
@@ -25,6 +26,7 @@ from treadle.loop.events import (
     CancelValidException,
 )
 from treadle.loop.listeners import Listeners
+from treadle.loop.modes import modes_put_back
 from treadle.loop.nested import map_tensors
 from treadle.loop.precision import Precision
 from treadle.loop.window import Window
@@ -108,6 +110,7 @@ class TrainingLoop(Listeners):
                 self("after_cancel_validate")
             self("after_validate")
 
+    @interruptible
     def all_batches(self) -> None:
         """One pass over `self.dl`."""
         self.n_iter = len(self.dl)
@@ -152,6 +155,7 @@ class TrainingLoop(Listeners):
             self("after_cancel_backward")
         self("after_backward")
 
+    @undivided  # weights and state of the optimizer belong together
     def _do_step(self) -> None:
         if self.window is not None:
             self.window.close(self.opt)
@@ -221,15 +225,20 @@ class TrainingLoop(Listeners):
             self.precision.to(self.device)
         self._sort_listeners()
 
-    @contextmanager
+    @scoped
     def _open_scope(self) -> Iterator[None]:
         """A fresh `scope` for one fit or validation; whatever was entered in it is left again."""
-        outer = self.scope
-        try:
-            with ExitStack() as self.scope:
-                yield
-        finally:
-            self.scope = outer
+        outer, training = self.scope, self.training
+        device_type = "cpu" if self.device is None else self.device.type
+        with modes_put_back(self.model, device_type):
+            try:
+                with ExitStack() as self.scope:
+                    yield
+            except BaseException:
+                self.training = training
+                raise
+            finally:
+                self.scope = outer
 
     @property
     def loss(self) -> Any:
@@ -293,7 +302,7 @@ class TrainingLoop(Listeners):
         return self._hypers[1]
 
 
-@contextmanager
+@scoped
 def _reading(dl: Any) -> Iterator[Iterator[Any]]:
     """The batches of a pass. If it ends early, the loader learns of it at once, and not when the
     last traceback that holds on to its iterator is gone."""
@@ -305,12 +314,12 @@ def _reading(dl: Any) -> Iterator[Iterator[Any]]:
             batches.close()
 
 
-@contextmanager
+@scoped
 def assigned(obj: Any, name: str, value: Any) -> Iterator[None]:
     """With `obj.name` being `value`."""
     before = getattr(obj, name)
-    setattr(obj, name, value)
     try:
+        setattr(obj, name, value)
         yield
     finally:
         setattr(obj, name, before)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from treadle.run.checkpoint import (
     Checkpoint,
+    best_checkpoint,
     checkpoints,
     newest_checkpoint,
     read_checkpoint,
+    read_newest,
     verify_checkpoint,
     write_checkpoint,
 )
@@ -42,11 +44,13 @@ __all__ = [
     "SeenSamples",
     "SlowBatch",
     "Writer",
+    "best_checkpoint",
     "checkpoints",
     "environment",
     "new_run_folder",
     "newest_checkpoint",
     "read_checkpoint",
+    "read_newest",
     "read_record",
     "verify_checkpoint",
     "write_bytes",

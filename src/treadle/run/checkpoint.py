@@ -20,11 +20,11 @@ import math
 import platform
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,13 +35,17 @@ from treadle.run.exact_json import from_json, to_json
 from treadle.run.manifest import MANIFEST, Manifest
 from treadle.run.tensor_file import TensorFile, read_tensors, tensor_file
 
+Found = TypeVar("Found")
+
 _FOLDER = re.compile(r"step-(\d{6,18})(?:\.(\d{1,9}))?")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read: tensors on the CPU by part and name, values by name."""
+    """A checkpoint as it was read from the folder `path`: tensors on the CPU by part and name,
+    values by name."""
 
+    path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
@@ -118,7 +122,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, stored in found.values.items():
         file = path / manifest.value_name(name)
         values[name] = from_json(_verified(file, stored), str(file))
-    return Checkpoint(found.step, tensors, values, found)
+    return Checkpoint(path, found.step, tensors, values, found)
 
 
 def verify_checkpoint(path: Path) -> Manifest:
@@ -137,13 +141,33 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint written last that is whole, or None. Each one that is damaged is passed over
     with a warning that names its file.
     """
-    for path in reversed(checkpoints(folder)):
+    return _first_whole(reversed(checkpoints(folder)), _verified_folder)
+
+
+def read_newest(folder: Path) -> Checkpoint | None:
+    """What `newest_checkpoint` finds, read; every byte is read once."""
+    return _first_whole(reversed(checkpoints(folder)), read_checkpoint)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the largest score that is whole, of equal ones the newest; None if there
+    is none with a score. Each one that is damaged is passed over with a warning.
+    """
+    scores: list[tuple[float, int, Path]] = []
+    for path in checkpoints(folder):
+        found = _first_whole([path], read_manifest)
+        if found is not None and found.score is not None:
+            scores.append((found.score, found.serial, path))
+    return _first_whole((path for *_, path in sorted(scores, reverse=True)), _verified_folder)
+
+
+def _first_whole(paths: Iterable[Path], look: Callable[[Path], Found]) -> Found | None:
+    """What `look` says of the first checkpoint in which it finds no damage."""
+    for path in paths:
         try:
-            verify_checkpoint(path)
+            return look(path)
         except DataError as error:
-            warnings.warn(f"A checkpoint is passed over: {error}", stacklevel=2)
-        else:
-            return path
+            warnings.warn(f"A checkpoint is passed over: {error}", stacklevel=3)
     return None
 
 
@@ -289,6 +313,11 @@ def _serials(folder: Path) -> list[tuple[float, Path]]:
             except DataError:
                 found.append((math.inf, path))
     return found
+
+
+def _verified_folder(path: Path) -> Path:
+    verify_checkpoint(path)
+    return path
 
 
 def _verified(path: Path, stored: durable.Stored) -> bytes:

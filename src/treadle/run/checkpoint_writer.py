@@ -81,28 +81,29 @@ class Writer:
         this checkpoint is not written.
         """
         start = time.perf_counter()
-        self._finish()
+        self.wait()
         self.waited += time.perf_counter() - start
         given = content(step, tensors, values, score)
         copied, copies = self._copied(given)
         self._start(lambda: self._write(copied, copies))
         return time.perf_counter() - start
 
-    def reserve(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Makes the memory for tensors like these, in the thread, and returns at once.
-
-        Without it the first `submit` makes it, which takes three times as long as the copy. The
-        moment for it is after the first update, when the optimizer has its state. Raises what
-        `submit` raises.
-        """
-        given = content(0, tensors, {}, None)
-        self._finish()
-        self._start(lambda: self._copied(given))
+    def wait(self) -> None:
+        """Waits until the write under way, if any, is on the disk. Raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if isinstance(error, DiskFullError) and self.on_full == "go_on":
+            self.skipped += 1
+            warnings.warn(f"Training goes on without a checkpoint. {error}", stacklevel=3)
+        elif error is not None:
+            raise error
 
     def close(self) -> None:
         """Waits for the write under way and gives back the memory. Raises what went wrong in it."""
         try:
-            self._finish()
+            self.wait()
         finally:
             self._buffers = {}
 
@@ -121,18 +122,6 @@ class Writer:
             if error is None:
                 raise
             error.add_note(f"The last checkpoint was not written: {failure}")
-
-    def _finish(self) -> None:
-        """Waits for the write under way and says what went wrong in it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if isinstance(error, DiskFullError) and self.on_full == "go_on":
-            self.skipped += 1
-            warnings.warn(f"Training goes on without a checkpoint. {error}", stacklevel=3)
-        elif error is not None:
-            raise error
 
     def _start(self, work: Callable[[], object]) -> None:
         def kept() -> None:

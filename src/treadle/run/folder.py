@@ -27,6 +27,8 @@ import torch
 
 from treadle.errors import DataError, UsageError
 
+LOCK, HOLDER = ".lock", ".lock.json"  # see `treadle.run.lock`
+
 
 def new_run_folder(
     name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] = "runs"
@@ -53,7 +55,7 @@ def new_run_folder(
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{slug}"
     for n in itertools.count(1):
         folder = Path(root) / (stem if n == 1 else f"{stem}-{n}")
-        with _sentence_for("make the run folder", folder):
+        with sentence_for("make the run folder", folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
                 folder.mkdir()  # exclusive: of two processes, one gets it
@@ -70,7 +72,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with _sentence_for("write", path):
+    with sentence_for("write", path):
         try:
             with beside.open("xb") as file:
                 file.write(content)
@@ -97,7 +99,7 @@ def write_json(path: str | os.PathLike[str], obj: object, indent: int | None = 2
     "inf" or "-inf". Raises UsageError for anything else, naming where it stands.
     """
     signs = (",", ":") if indent is None else None
-    plain = _plain(obj, "value")
+    plain = to_plain(obj, "value")
     text = json.dumps(plain, indent=indent, separators=signs, ensure_ascii=False)
     return write_text(path, text + "\n")
 
@@ -113,7 +115,8 @@ def history_csv(metric_names: Sequence[str], rows: Sequence[Sequence[object]]) -
     """The table of a run as CSV: a line with the names, then one line an epoch.
 
     Floats are written with all their digits. A text that a spreadsheet would take for a formula
-    gets an apostrophe in front, and line breaks in it become spaces.
+    gets an apostrophe in front, line breaks in it become spaces, and what would steer a terminal
+    the replacement character.
 
     >>> history_csv(["epoch", "train_loss"], [[0, 0.5]])
     'epoch,train_loss\\n0,0.5\\n'
@@ -147,9 +150,10 @@ def environment(device: torch.device | str | None = None) -> dict[str, object]:
 
 
 def _make_given_folder(folder: Path) -> Path:
-    with _sentence_for("make the run folder", folder):
+    with sentence_for("make the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        taken = next(folder.iterdir(), None)
+        # A lock alone was left by a process that was killed before it wrote a word.
+        taken = next((p for p in folder.iterdir() if p.name not in (LOCK, HOLDER)), None)
     if taken is not None:
         raise DataError(
             f"The run folder {folder} is not empty (it holds {taken.name}); "
@@ -159,8 +163,8 @@ def _make_given_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def _sentence_for(act: str, path: Path) -> Iterator[None]:
-    """Turns what the operating system refuses into a sentence with the mend."""
+def sentence_for(act: str, path: Path) -> Iterator[None]:
+    """Turns what the operating system refuses into a DataError: a sentence with the mend."""
     try:
         yield
     except OSError as error:
@@ -178,7 +182,7 @@ def _sentence_for(act: str, path: Path) -> Iterator[None]:
         raise DataError(f"Cannot {act} {path}: {mend}.") from error
 
 
-def _plain(obj: object, where: str) -> Any:
+def to_plain(obj: object, where: str) -> Any:
     """`obj` in the terms of JSON; `where` is its address, for the error."""
     if isinstance(obj, torch.Tensor | np.ndarray | np.generic) and np.prod(obj.shape) == 1:
         obj = obj.item()
@@ -191,11 +195,11 @@ def _plain(obj: object, where: str) -> Any:
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         obj = {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}
     if isinstance(obj, Mapping):
-        return {str(key): _plain(value, f"{where}.{key}") for key, value in obj.items()}
+        return {str(key): to_plain(value, f"{where}.{key}") for key, value in obj.items()}
     if isinstance(obj, set | frozenset):
         obj = sorted(obj, key=str)
     if isinstance(obj, list | tuple):
-        return [_plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
+        return [to_plain(value, f"{where}[{i}]") for i, value in enumerate(obj)]
     raise UsageError(
         f"{where} is a {type(obj).__name__}, which JSON cannot hold; "
         "give text, numbers, lists or dictionaries of them."
@@ -209,6 +213,7 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return repr(float(value))  # also of a numpy float, whose own repr names its type
     text = " ".join(str(value).splitlines())
+    text = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
     is_formula = isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t")
     return f"'{text}" if is_formula else text
 

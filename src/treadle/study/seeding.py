@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from treadle.interrupts import scoped
 
-@contextmanager
+
+@scoped
 def own_chance() -> Iterator[None]:
     """Whatever the block draws, the generators of Python, NumPy and torch are as before."""
     python, numpy = random.getstate(), np.random.get_state()

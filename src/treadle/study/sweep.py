@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from treadle.errors import UsageError
+from treadle.interrupts import scoped
 from treadle.loop.events import Callback, CancelFitException, CancelValidException
 from treadle.loop.state import preserved
 from treadle.schedule import SchedExp
@@ -132,7 +132,7 @@ def run_trial(learn: Any, trial: Trial, order: int = 0, lr: Any = None) -> None:
         learn.fit(trial.num_it, lr=lr, cbs=trial)
 
 
-@contextmanager
+@scoped
 def _leaving_no_trace(learn: Any) -> Iterator[None]:
     """Learner and loaders are as before afterwards; nothing is reported or printed."""
     if learn.device is not None:  # where the fit takes them, so that what is kept is of there
@@ -140,17 +140,5 @@ def _leaving_no_trace(learn: Any) -> Iterator[None]:
         if learn.precision.device_type != learn.device.type:
             learn.precision.to(learn.device)
     reports = [cb for cb in learn.cbs if cb.reports]
-    generators = [(generator, generator.get_state()) for generator in _own_generators(learn.dls)]
-    try:
-        with preserved(learn), learn.removed_cbs(reports), learn.no_logging():
-            yield
-    finally:
-        for generator, state in generators:
-            generator.set_state(state)
-
-
-def _own_generators(dls: Any) -> list[torch.Generator]:
-    """Those that loaders of torch draw their order from, where it is not the global one."""
-    parts = [part for dl in dls for part in (dl, getattr(dl, "sampler", None))]
-    own = [getattr(part, "generator", None) for part in parts]
-    return [generator for generator in own if isinstance(generator, torch.Generator)]
+    with preserved(learn), learn.removed_cbs(reports), learn.no_logging():
+        yield

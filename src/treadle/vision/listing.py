@@ -18,7 +18,7 @@ __all__ = ["check_files", "check_folder", "image_files_by_class"]
 def image_files_by_class(path: Path, folders: Sequence[str] | None = None) -> list[Path]:
     """All images below `path` (in its subfolders `folders` only, if given).
 
-    A class folder of `folders` that holds no image is warned of.
+    A class folder of `folders` that holds no image is warned of, and a link to none that is there.
 
     Raises:
         DataError: if there are none, or some lie outside any class folder.
@@ -34,6 +34,7 @@ def image_files_by_class(path: Path, folders: Sequence[str] | None = None) -> li
         raise DataError(
             f"{loose} lies outside any class folder; move it into the folder of its class, or away."
         )
+    _warn_of_lost_links(roots)
     _warn_of_empty_classes(files, roots if folders else set())
     return files
 
@@ -46,6 +47,15 @@ def _warn_of_empty_classes(files: Sequence[Path], roots: set[Path]) -> None:
                 warnings.warn(
                     f"The class folder {folder} holds no images: no class is made of it.",
                     stacklevel=2,
+                )
+
+
+def _warn_of_lost_links(roots: set[Path]) -> None:
+    for root in sorted(roots):
+        for entry in sorted(root.iterdir()):
+            if entry.is_symlink() and not os.path.exists(entry):  # noqa: PTH110  (Path.exists raises for links in a circle)
+                warnings.warn(
+                    f"The link {entry} leads nowhere: no class is made of it.", stacklevel=2
                 )
 
 
@@ -62,8 +72,8 @@ def check_folder(root: Path, name: str) -> None:
 
 
 def check_files(files: Sequence[Path], whence: str, on_error: str | None) -> None:
-    """Raise `DataError` for files that are not there, unless they are to be skipped (`on_error`);
-    warn of those that are listed twice. `whence` says in messages where they are listed."""
+    """Raise `DataError` for what is no file, unless it is to be skipped (`on_error`); warn of files
+    that are listed twice. `whence` says in messages where they are listed."""
     twice = len(files) - len(set(files))
     if twice:
         example = Counter(files).most_common(1)[0][0]
@@ -74,13 +84,15 @@ def check_files(files: Sequence[Path], whence: str, on_error: str | None) -> Non
         )
     if on_error == "skip":
         return  # the loader does, and lists them
-    missing = [(row, file) for row, file in enumerate(files) if not os.path.exists(file)]  # noqa: PTH110  (Path.exists raises for names that are too long)
+    missing = [(row, file) for row, file in enumerate(files) if not os.path.isfile(file)]  # noqa: PTH113  (Path.is_file raises for names that are too long)
     if missing:
         row, file = missing[0]
+        there = os.path.exists(file)  # noqa: PTH110
         raise DataError(
-            f"{len(missing)} of {len(files)} files in {whence} do not exist, the first is {file} "
-            f"(row {row} from 0).{_other_spelling(file)} Check path=, folder= and suff=, or give "
-            'on_error="skip" to do without them.'
+            f"{len(missing)} of {len(files)} files in {whence} "
+            f"{'are folders or devices' if there else 'do not exist'}, the first is {file} "
+            f"(row {row} from 0).{'' if there else _other_spelling(file)} Check path=, folder= and "
+            'suff=, or give on_error="skip" to do without them.'
         )
 
 

@@ -6,19 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from treadle.loop.nested import map_tensors
 
 
 @dataclass
 class NonFinite:
-    """What is known of a loss or a gradient that is infinite or not a number.
+    """What is known of a number that is infinite or not a number.
 
     Attributes:
-        what: "the loss" or "a gradient".
-        epoch, batch: when, both counted from 0.
-        where: in words, which computation it came out of; empty if that was not found.
+        what: "the loss", "a gradient", "a weight" or the name of a metric.
+        epoch, batch: when, both counted from 0; None for `batch` if it was not in one.
+        where: in words, which computation it came out of; empty if that was not found. Where there
+            is no batch: when it was.
         module: the name of the module that it came out of, "" for the model itself; None if it was
             no module.
         parameters: by name, those that are not finite themselves or whose gradient is not.
@@ -31,7 +33,7 @@ class NonFinite:
     what: str
     value: float
     epoch: int
-    batch: int
+    batch: int | None
     where: str = ""
     module: str | None = None
     parameters: list[str] = field(default_factory=list)
@@ -41,6 +43,8 @@ class NonFinite:
     batch_size: int = 0
 
     def __str__(self) -> str:
+        if self.batch is None:
+            return f"{self.what} is {self.value} {self.where}{self._of_parameters()}."
         found = self.where or "it did not come again when the batch was run once more"
         return (
             f"{self.what} became {self.value} at epoch {self.epoch}, batch {self.batch}: {found}"
@@ -83,6 +87,19 @@ def floats(batch: Any) -> list[Tensor]:
 
 def is_finite(t: Tensor) -> bool:
     return bool(t.isfinite().all())
+
+
+def spoilt_weights(model: nn.Module) -> dict[str, float]:
+    """The parameters that are not finite and the buffers with a NaN: the first such number of each,
+    by name. An infinity in a buffer may be a mask. Waits for the device, once if all is well."""
+    floating = [(name, b) for name, b in model.named_buffers() if b.is_floating_point()]
+    bad = {name: ~p.detach().isfinite() for name, p in model.named_parameters()}
+    bad |= {name: b.isnan() for name, b in floating}
+    flags = [where.any() for where in bad.values()]
+    if not flags or not torch.stack([flag.to(flags[0].device) for flag in flags]).any():
+        return {}
+    tensors = {**dict(model.named_parameters()), **dict(floating)}
+    return {name: float(tensors[name].detach()[where][0]) for name, where in bad.items() if where.any()}
 
 
 def rows(t: Tensor, n: int) -> list[int]:

@@ -25,7 +25,7 @@ _LARGE = 2**16
 
 class KeptState(Callback):
     """What a forward pass starts from, as it was before the last one of training: torch's random
-    numbers, and the model's buffers."""
+    numbers, the model's buffers, and the hidden state of modules with a `reset`."""
 
     order = math.inf  # after all that draw random numbers to make the batch
     run_valid = False
@@ -34,10 +34,14 @@ class KeptState(Callback):
         self.buffers = list(model.buffers())
         self.kept = [b.detach().clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
+        self.with_hidden = [m for m in model.modules() if hasattr(m, "reset")]
+        self.hidden = [_attributes(m) for m in self.with_hidden]
         self._note_generators()
 
     def before_batch(self) -> None:
         self._note_generators()
+        # A forward pass gives these a new state; it does not change the one of before.
+        self.hidden = [_attributes(m) for m in self.with_hidden]
         moved = self._moved()
         if moved:
             torch._foreach_copy_([kept for kept, _ in moved], [live for _, live in moved])
@@ -57,17 +61,24 @@ class KeptState(Callback):
         ]
 
     def put_back(self) -> None:
-        """The buffers as they were."""
+        """Buffers and hidden states as they were."""
+        for module, attributes in zip(self.with_hidden, self.hidden, strict=True):
+            vars(module).update(attributes)
         with torch.no_grad():
             for kept, live in self._moved():
                 live.copy_(kept)
 
     def rewind(self) -> None:
-        """Buffers and random numbers as they were."""
+        """Buffers, hidden states and random numbers as they were."""
         self.put_back()
         torch.set_rng_state(self.generator)
         if self.cuda_generators is not None:
             torch.cuda.set_rng_state_all(self.cuda_generators)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module has beside parameters, buffers, parts and hooks."""
+    return {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
 
 
 class Replayed(Exception):

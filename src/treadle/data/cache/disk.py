@@ -24,6 +24,7 @@ from treadle.data.cache.folders import (
 )
 from treadle.data.cache.stored import Damaged, Stored, key_of
 from treadle.errors import DataError, UsageError
+from treadle.interrupts import undivided
 
 __all__ = ["DiskCache"]
 
@@ -84,6 +85,7 @@ class DiskCache(PixelCache):
             self._build_anew(store, fault)
             return None
 
+    @undivided
     def put(self, index: int, pixels: Pixels, frame: Frame) -> Pixels:
         pixels = checked(pixels)
         store = self._store

@@ -1,0 +1,25 @@
+"""Text for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or could not show, written out.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def print_table(table: Any) -> None:
+    """Print a table of rich's: on a terminal as wide as that is, else as wide as it needs."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        console = Console(width=max(needed, 1))
+    console.print(table, highlight=False)
