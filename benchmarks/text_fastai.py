@@ -72,7 +72,12 @@ def learner(size: str, seed: int, most: int | None, alpha: float, beta: float) -
     cbs = [NoValidation(), ModelResetter(), RNNCallback(), RNNRegularizer(alpha, beta)]
     opt_func = partial(Adam, mom=work.MOM, sqr_mom=work.SQR_MOM, eps=work.EPS)
     return Learner(
-        loaders(size, most), network(size, seed), CrossEntropyLossFlat(), opt_func, cbs=cbs, wd=work.WD
+        loaders(size, most),
+        network(size, seed),
+        CrossEntropyLossFlat(),
+        opt_func,
+        cbs=cbs,
+        wd=work.WD,
     )
 
 

@@ -279,7 +279,10 @@ SCALARS = (
     | st.just(slice(1, None, 0.5))
 )
 NESTED = st.recursive(
-    SCALARS | st.sampled_from([[0.1, -0.0, math.inf] * 12, [2**63 - 1, -5] * 20, [1, 2.0] * 20]),
+    SCALARS
+    | st.sampled_from(
+        [[0.1, -0.0, math.inf] * 12, [2**63 - 1, -5] * 20, [2**63] * 40, [1, 2.0] * 20]
+    ),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)

@@ -32,7 +32,9 @@ def classifier(arch, config, **kwargs):
     return model.double().eval()
 
 
-MODELS = [classifier(arch, config, max_len=max_len) for arch, config in ARCHS for max_len in (None, 6)]
+MODELS = [
+    classifier(arch, config, max_len=max_len) for arch, config in ARCHS for max_len in (None, 6)
+]
 
 
 def padded(documents, more=0):

@@ -312,7 +312,7 @@ def test_other_losses_go_torchs_way():
     for kwargs in ({"reduction": "none"}, {"label_smoothing": 0.1}, {"weight": torch.rand(VOCAB)}):
         mine = TokenCrossEntropy(**kwargs)(x, y)
         torch.testing.assert_close(mine, F.cross_entropy(*flat, **kwargs))
-    with pytest.raises(UsageError, match="a tuple of several parts.*RNNCallback"):
+    with pytest.raises(UsageError, match=r"a tuple of several parts.*RNNCallback"):
         TokenCrossEntropy()((x, x, x), y)
 
 

@@ -100,8 +100,9 @@ def test_any_kind_in_any_event(name, learn):
             else:
                 learn.fit_one_cycle(2, cbs=cbs)
         assert thrown in (caught.value, caught.value.__cause__)  # which says more of memory
-        assert traceback.extract_tb(thrown.__traceback__)[-1].name == "fire"
-        assert thrown.__notes__ == [f"This came from the callback Raises at the event {name}."]
+        assert "in fire" in "".join(traceback.format_exception(thrown))
+        notes = [note for note in thrown.__notes__ if note.startswith("This came from")]
+        assert notes == [f"This came from the callback Raises at the event {name}."]
         assert kit.standing(learn) == before
         assert frozen == [p.requires_grad for p in learn.model.parameters()]
     learn.fit(1)

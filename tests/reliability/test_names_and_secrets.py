@@ -1,4 +1,4 @@
-"""What others have named reaches no page as markup, no terminal as a command and no spreadsheet as a
+"""What others have named reaches no page as markup, no terminal as a command, no spreadsheet as a
 formula; and what is secret reaches no file."""
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from treadle.cli.main import run
 from treadle.data import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter
 from treadle.interpret import ClassificationInterpretation
 from treadle.learner import Learner
+from treadle.registry import register
 from treadle.report.collect import collect
 from treadle.report.html import render
 
@@ -83,9 +84,12 @@ def learner(name: str, folder: Path) -> Learner:
         get_y=ColReader(1),
     )
     dls = plan.dataloaders(items, bs=5, num_workers=0, device="cpu")
-    return Learner(
-        dls, nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), metrics=[metric], path=folder
-    )
+    return Learner(dls, linear(64, 2), metrics=[metric], path=folder)
+
+
+@register(name="reliability.linear")
+def linear(n_in: int, n_out: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(n_in, n_out))
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -134,7 +138,7 @@ def test_a_run_on_hostile_names_keeps_no_secret(
     for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://me:{TOKEN}@host.example")
     folder, out = pictures(tmp_path / "\x1b[2J<x-evil>"), tmp_path / "runs" / "\x1b[2Jrun"
-    small = "--arch resnet18 --epochs 1 --bs 8 --size 32 --workers 0 --device cpu --no-pretrained"
+    small = "--arch resnet18 --epochs 1 --bs 8 --size 32 --workers 0 --device cpu"
     assert run(["train", str(folder), "--out", str(out), *small.split()]) == 0
     for command in (["info", str(out)], ["runs", str(out.parent)]):
         assert run(command) == 0

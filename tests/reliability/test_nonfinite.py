@@ -266,7 +266,7 @@ def test_skip_ends_after_so_many_in_a_row():
     learn = learner(Spoil("input", *row), skip)
     with (
         pytest.warns(NonFiniteWarning) as warned,
-        pytest.raises(NonFiniteError, match="batch 5: .*That is 3 batches in a row"),
+        pytest.raises(NonFiniteError, match=r"batch 5: .*That is 3 batches in a row"),
     ):
         learn.fit(1)
     assert len(warned) == 4
@@ -378,7 +378,7 @@ def test_roll_back_ends_after_so_many_times():
     learn = learner(Spoil("weight", (0, 3), (0, 6)), back, moments)
     with (
         pytest.warns(NonFiniteWarning),
-        pytest.raises(NonFiniteError, match="after update 4. It happened 2 times in"),
+        pytest.raises(NonFiniteError, match=r"after update 4\. It happened 2 times in"),
     ):
         learn.fit(1)
     assert state(learn, with_random=False) == moments.at[4]

@@ -21,8 +21,7 @@ from resume_cases import CASES, outcome
 
 from treadle.callbacks import CheckpointCallback, Every
 from treadle.errors import UsageError
-from treadle.loop import Callback
-from treadle.loop.signals import Preempted
+from treadle.loop import Callback, Preempted
 from treadle.run.checkpoint import newest_checkpoint
 
 RARELY = Every(updates=1000)

@@ -57,7 +57,7 @@ class SkipNonFinite(NonFiniteCallback):
 
     def before_backward(self) -> None:
         if not self.replaying:
-            grads = [(p, p.grad) for p in self.model.parameters()]
+            grads = [(p, p.grad) for p in self.params]
             self.gathered = [(p, None if grad is None else grad.clone()) for p, grad in grads]
             self.window_then = copy.copy(self.learn.window)
 

@@ -30,6 +30,7 @@ class ImageTask:
         from treadle.report import ReportCallback
         from treadle.vision import vision_learner
 
+        assert self.args.arch
         return vision_learner(
             load_data(self.args),
             self.args.arch,

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
     from treadle.cli.train import TrainSettings
     from treadle.learner import Learner
+    from treadle.loop.signals import Preempted
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 
 _MAY_DIFFER = ("environment", "workers")  # from what it was, with the same bits at the end
+_REASONS = {75: "the time limit", 130: "Ctrl-C"}  # by exit status
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -120,7 +122,7 @@ class _Training:
                 self.task.fit(self.learn, cbs)
         except (Preempted, KeyboardInterrupt) as left:
             # Between two fits, and in what comes before the first, Ctrl-C is a KeyboardInterrupt.
-            self._leave(left.reason if isinstance(left, Preempted) else "SIGINT")
+            self._leave(left if isinstance(left, Preempted) else Preempted(130, "SIGINT"))
             self._write_results(clock)
             raise
         except Exception as error:
@@ -148,11 +150,11 @@ class _Training:
             ),
         ]
 
-    def _leave(self, reason: str) -> None:
-        self.log.append("left", updates=self.learn.updates, reason=reason)
-        told = "Ctrl-C" if reason == "SIGINT" else reason
-        go_on = f"treadle resume {shlex.quote(str(self.folder))}"
-        print(f"treadle: {told} ended the run; go on with: {printable(go_on)}", file=sys.stderr)
+    def _leave(self, left: Preempted) -> None:
+        self.log.append("left", updates=self.learn.updates, reason=left.reason)
+        told = _REASONS.get(left.code, left.reason)
+        resume = f"treadle resume {shlex.quote(str(self.folder))}"
+        print(f"treadle: {told} ended the run; go on with: {printable(resume)}", file=sys.stderr)
 
     def _write_results(self, clock: float) -> None:
         """Weights, record and report of what was done; `history.csv` is there already."""

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from treadle.cli.images import DIGITS, ImageTask, is_data_set
 from treadle.cli.optimizers import find_recipe, usual_lr
 from treadle.cli.running import Task, begin, read_minutes
+from treadle.cli.text import TextTask, check_text
 from treadle.errors import UsageError
 
 
@@ -20,20 +21,27 @@ class TrainSettings:
     """What `treadle train` can be told; also what config.json records."""
 
     path: str = "digits"
-    """digits, imagenette-160, or a folder of images."""
+    """digits, imagenette-160, or a folder of images; of texts, a .txt file or a folder."""
     _: KW_ONLY
-    arch: str = "resnet18"
-    """The architecture: any classification model of torchvision."""
+    task: Literal["images", "lm", "text-classify"] = "images"
+    """Classify images, foretell the next word of a text, or classify texts."""
+    arch: str | None = None
+    """The architecture: any classification model of torchvision; for texts awd_lstm, lstm, gru or
+    transformer [default: resnet18, for texts awd_lstm]"""
     epochs: Annotated[int, Parameter(alias="-e")] = 5
     """How many times to go through the training images."""
     lr: float | None = None
     """The highest learning rate of the one-cycle schedule [default: the optimizer's usual one]"""
     bs: int = 64
-    """Images a batch."""
+    """Images or texts a batch; rows of a text that are read side by side."""
     size: int | None = None
     """Pixels a side that the model sees [default: 128, for digits 32]"""
     presize: int | None = None
     """Pixels a side to which images are cut before they are augmented [default: 1.25 x size]"""
+    seq_len: int = 72
+    """Words of a text that are read at a time."""
+    hidden: int | None = None
+    """Features between the layers of a model for texts [default: the architecture's own]"""
     opt: str = "adam"
     """The optimizer: adadelta, adagrad, adam, adamw, adan, lamb, larc, lion, momentum, muon, nadam,
     qhadam, radam, ranger, rmsprop, schedule_free, sgd, soap."""
@@ -60,12 +68,16 @@ class TrainSettings:
 
 
 def train(args: TrainSettings = TrainSettings()) -> None:
-    """Train an image classifier.
+    """Train an image classifier, a language model, or a classifier of texts.
 
     Without PATH it trains on scikit-learn's handwritten digits, offline, in about a minute. PATH
     may be the name of a data set (`imagenette-160` is downloaded once), or a folder with
     `train/CLASS/*` and `valid|val|test/CLASS/*`, or with `CLASS/*` alone, of which a fifth is then
     set aside to validate on.
+
+    With `--task lm` PATH is a .txt file, of which the last tenth validates, a folder with
+    `train.txt` and `valid.txt`, or a folder of .txt files. With `--task text-classify` it is a
+    folder as for images, but of .txt files.
 
     The run folder gets `config.json`, `history.csv`, `events.jsonl`, `checkpoints`,
     `model.safetensors`, `record.json` and `report.html`. After Ctrl-C, a SIGTERM, the time limit or
@@ -77,16 +89,18 @@ def train(args: TrainSettings = TrainSettings()) -> None:
 
 def task_of(args: TrainSettings) -> Task:
     """What the settled settings ask to be trained."""
-    return ImageTask(args)
+    return ImageTask(args) if args.task == "images" else TextTask(args)
 
 
 def check(args: TrainSettings) -> None:
     """Refuse what cannot be meant, before anything is loaded."""
-    for name in ("epochs", "bs", "size", "presize", "lr", "checkpoint_every"):
+    for name in ("epochs", "bs", "size", "presize", "lr", "checkpoint_every", "seq_len", "hidden"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} {value} cannot be meant; give a number above 0.")
+    if args.task != "images":
+        check_text(args)
     if args.workers is not None and args.workers < 0:
         raise UsageError(f"--workers {args.workers} cannot be meant; give 0 or more.")
     read_minutes(args.max_time)
@@ -111,14 +125,16 @@ def check_device(name: str) -> None:
 def settled(args: TrainSettings) -> TrainSettings:
     """The settings with every default filled in; a folder by its full path, so that the run can go
     on from wherever."""
+    args = replace(args, opt=args.opt.lower(), lr=args.lr or usual_lr(args.opt))
+    if args.task != "images":
+        return replace(args, path=str(Path(args.path).resolve()), arch=args.arch or "awd_lstm")
     by_name = is_data_set(args.path)
     digits = by_name and args.path == DIGITS
     size = args.size or (32 if digits else 128)
     return replace(
         args,
         path=args.path if by_name else str(Path(args.path).resolve()),
-        opt=args.opt.lower(),
-        lr=args.lr or usual_lr(args.opt),
+        arch=args.arch or "resnet18",
         size=size,
         presize=args.presize or (size if digits else round(size * 1.25)),
         flip=not digits if args.flip is None else args.flip,

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from treadle.data.blocks import Block, CategoryBlock, ImageBlock
-from treadle.data.dataloaders import DataLoaders
+from treadle.data.dataloaders import DataLoaders, loader_types
 from treadle.data.datasets import Dataset, Datasets
 from treadle.data.describe import shortened
-from treadle.data.loaders import DataLoader
 from treadle.data.order import Order
 from treadle.data.pipeline import Transforms, listed
 from treadle.data.splitters import RandomSplitter, Splitter
@@ -30,7 +29,7 @@ Getter = Callable[[Any], Any]
 class DataBlock:
     """How a source becomes items, parts, samples and batches. Nothing is read before it is asked.
 
-    - `blocks`: what the elements of a sample are, inputs first; blocks or their classes.
+    - `blocks`: what the elements of a sample are, inputs first; blocks or their classes, or one.
     - `get_items`: source -> items; None takes the source itself as the list of items. Items may be
       a pandas data frame or a `Table`: its rows then, which getters read by `row["label"]`,
       `row.label` or `ColReader`.
@@ -60,7 +59,7 @@ class DataBlock:
 
     def __init__(
         self,
-        blocks: Sequence[Block | type[Block]] = (ImageBlock, CategoryBlock),
+        blocks: Block | type[Block] | Sequence[Block | type[Block]] = (ImageBlock, CategoryBlock),
         *,
         get_items: Callable[[Any], Sequence[Any]] | None = None,
         splitter: Splitter | None = None,
@@ -70,7 +69,8 @@ class DataBlock:
         batch_tfms: Transforms = None,
         n_inp: int | None = None,
     ) -> None:
-        self.blocks = tuple(b() if isinstance(b, type) else b for b in blocks)
+        several = (blocks,) if isinstance(blocks, Block | type) else blocks
+        self.blocks = tuple(b() if isinstance(b, type) else b for b in several)
         self.n_inp = max(len(self.blocks) - 1, 1) if n_inp is None else n_inp
         if not 1 <= self.n_inp <= len(self.blocks):
             raise UsageError(
@@ -134,7 +134,8 @@ class DataBlock:
         `sampler` and `drop_last` are for the training loader. Both loaders have the same seed.
         """
         parts = self.datasets(source)
-        train = DataLoader(
+        loader_type, loaders_type = loader_types(parts.train.blocks)
+        train = loader_type(
             parts.train,
             bs,
             shuffle=shuffle_train,
@@ -149,7 +150,7 @@ class DataBlock:
             cache=cache,
             on_error=on_error,
         )
-        return DataLoaders(
+        return loaders_type(
             train, train.over(parts.valid, val_bs), path="." if path is None else path
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from treadle.data.adapt import Names, adapt, as_dataset, own_options
 from treadle.data.batches import Batches
+from treadle.data.blocks import Block
 from treadle.data.datasets import Dataset
 from treadle.data.loaders import DataLoader, default_device
 from treadle.data.show import show_batch, show_results
@@ -19,7 +20,7 @@ from treadle.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DataLoaders"]
+__all__ = ["DataLoaders", "loader_types"]
 
 
 class DataLoaders:
@@ -223,3 +224,9 @@ class DataLoaders:
                 f"{type(loader).__name__}."
             )
         return loader
+
+
+def loader_types(blocks: Iterable[Block]) -> tuple[type[DataLoader], type[DataLoaders]]:
+    """What makes batches of such elements, and what holds the loaders together."""
+    asked = (block.loader_types for block in blocks)
+    return next((types for types in asked if types is not None), (DataLoader, DataLoaders))

@@ -39,7 +39,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def shortened(value: Any, most: int = 10) -> str:
-    """`value` as text on one line: of a long list, the first `most` members and the last.
+    """`value` as text on one line: of a long list, the first `most` members and the last; of a long
+    text the first 200 characters.
 
     >>> shortened(["a", "b", "c", "d"], most=2)
     'a, b, ... d'
@@ -50,12 +51,12 @@ def shortened(value: Any, most: int = 10) -> str:
         if len(members) > most:
             shown.append(f"... {_on_one_line(members[-1])}")
         return ", ".join(shown) or "(none)"
-    text = _on_one_line(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return _on_one_line(value)
 
 
 def _on_one_line(value: Any) -> str:
-    return printable(" ".join(str(value).split()))
+    text = printable(" ".join(str(value).split()))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def printable(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from threading import Event
 from typing import Any
 
@@ -17,7 +17,7 @@ from treadle.data.making import Made, Maker, Task, resize_of
 from treadle.data.order import Order, as_order, occurrences
 from treadle.data.pipeline import Transforms, decoded, listed
 from treadle.data.reading import MapDataset, Reader, Skipped
-from treadle.data.workers import default_workers, in_order
+from treadle.data.workers import Stalled, closed_at_exit, default_workers, in_order
 from treadle.errors import DataError, UsageError
 from treadle.interrupts import undivided
 
@@ -118,9 +118,9 @@ class DataLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self.epoch, self._start
         self.epoch, self._start = epoch + 1, 0
-        return self._batches(epoch, start)
+        return closed_at_exit(self._batches(epoch, start))
 
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start: int) -> Generator[Batch, None, None]:
         if self.cache == "device" and self.device.type != "cpu":
             self.maker.settle(self.device)
         made = in_order(self._make, self._tasks(epoch, start), self.num_workers)
@@ -131,8 +131,18 @@ class DataLoader:
                 self._under_way, self.indices = (epoch, count), batch.indices
                 if batch.kinds:  # else every sample of the batch was skipped
                     yield self._finished(batch, elements)
+        except Stalled as stalled:
+            raise self._explained(stalled) from stalled
         finally:
             self._end_epoch(there, numbered, made)
+
+    def _explained(self, stalled: Stalled) -> DataError:
+        task: Task = stalled.task
+        index = int(task.indices[min(max(stalled.begun, 1), len(task.indices)) - 1])
+        return DataError(
+            f"Sample {index} does not come: {self.item_name(index)}. {stalled} See what it waits "
+            "for (a network folder, a lock), or leave it out."
+        )
 
     @undivided
     def _end_epoch(self, *generators: Any) -> None:
@@ -217,7 +227,7 @@ class DataLoader:
         self, dataset: MapDataset, bs: int | None = None, cache: str | None = "as this one"
     ) -> DataLoader:
         """A loader of another data set with these transforms, in order and without augmentation."""
-        return DataLoader(
+        return type(self)(
             dataset,
             bs or self.bs,
             item_tfms=self.item_tfms,

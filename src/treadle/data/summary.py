@@ -8,6 +8,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from treadle.data.collate import collate
+from treadle.data.dataloaders import loader_types
 from treadle.data.datasets import Dataset, Datasets
 from treadle.data.describe import describe, name_of, printable, shortened
 from treadle.data.draws import Draws
@@ -31,7 +32,8 @@ def print_summary(block: DataBlock, source: Any, bs: int) -> None:
     parts: Datasets = block.datasets(source)
     print(f"  {len(parts.train)} training items, {len(parts.valid)} validation items")
     # a seed of its own, so that looking draws nothing from torch's generator
-    loader = DataLoader(
+    loader_type, _ = loader_types(parts.train.blocks)
+    loader = loader_type(
         parts.train,
         min(bs, len(parts.train)),
         augment=True,
@@ -65,9 +67,11 @@ def print_walk(loader: DataLoader) -> None:
 
 
 def _print_vocab(dataset: Dataset) -> None:
-    for block in dataset.targets:
+    inputs = [block for block in dataset.blocks[: dataset.n_inp] if block.vocab is not None]
+    for block in (*inputs, *dataset.targets):
         if block.vocab is not None:
-            named = "" if len(dataset.targets) == 1 else f" ({type(block).__name__})"
+            alone = not inputs and len(dataset.targets) == 1
+            named = "" if alone else f" ({type(block).__name__})"
             print(f"  vocab of {len(block.vocab)}{named}: {shortened(block.vocab)}")
 
 
@@ -87,6 +91,11 @@ def _print_sample(loader: DataLoader, dataset: Dataset, task: Task) -> None:
 
 def _print_batch(loader: DataLoader, dataset: Dataset, task: Task) -> None:
     print(f"\nOne batch of {len(task.indices)} samples")
+    if type(loader) is not DataLoader:  # one that makes its batches in its own way
+        batch = loader.one_batch()
+        for place, element in enumerate(batch):
+            print(f"  {'x' if place < loader.n_inp_of(batch) else 'y'}: {describe(element)}")
+        return
     draws = _draws(loader, task)
     samples, draws = loader.maker.read(task, draws, Event())
     for _ in through(loader.maker.items, samples, draws):

@@ -6,23 +6,38 @@ processes, and nothing has to be started or pickled.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Event, Thread, main_thread
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
+from treadle.errors import DataError
 from treadle.interrupts import undivided
 
-__all__ = ["default_workers", "in_order"]
+__all__ = ["Stalled", "closed_at_exit", "default_workers", "in_order"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _LOOK_UP_S = 0.1
 """So often a worker without work looks whether it is still needed."""
+
+_STALL_S = 300.0
+"""So long a worker may take for one sample, while the caller waits for it."""
+
+_LEAVE_S = 5.0
+"""So long workers are waited for in the end; one that is stuck is left behind."""
+
+_alive: WeakSet[Generator[Any, None, None]] = WeakSet()
 
 
 def default_workers() -> int:
@@ -31,15 +46,40 @@ def default_workers() -> int:
     return min(8, usable or 1)
 
 
+def closed_at_exit(generator: Generator[Result, None, None]) -> Generator[Result, None, None]:
+    """The same generator. If it is still alive when the process ends, it is closed while all that
+    its end needs is still there; and its threads are daemons, so that one that is stuck does not
+    keep the process from ending."""
+    _alive.add(generator)
+    return generator
+
+
+@atexit.register
+def _close_all() -> None:
+    for generator in list(_alive):
+        with suppress(ValueError):  # it is running, in another thread
+            generator.close()
+
+
 def in_order(
     work: Callable[[Task, Event], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work(task, stop)` of each task, in order, at most `2 * workers` tasks ahead of the caller.
 
     With `workers=0` each is done when it is asked for. `stop` is set when nobody waits any more:
     the iterator was closed, a task failed, or the process is ending. Work under way should then
-    end early; what is pending is not begun, and no thread is left when the iterator is closed.
+    end early; what is pending is not begun, and no thread is left when the iterator is closed,
+    unless it is stuck in its work.
+
+    Raises `Stalled` where the task that is waited for has not asked `stop.is_set()`, as it should
+    before each sample, for 300 seconds.
     """
+    return closed_at_exit(_in_order(work, tasks, workers))
+
+
+def _in_order(
+    work: Callable[[Task, Event], Result], tasks: Iterable[Task], workers: int
+) -> Generator[Result, None, None]:
     stop = _Stop()
     if workers == 0:
         for task in tasks:
@@ -47,15 +87,17 @@ def in_order(
         return
     todo: SimpleQueue[_Job[Result] | None] = SimpleQueue()
     threads = [
-        Thread(target=_run, args=(todo, stop), name=f"treadle-data-{k}") for k in range(workers)
+        Thread(target=_run, args=(todo, stop), name=f"treadle-data-{k}", daemon=True)
+        for k in range(workers)
     ]
-    pending: deque[Future[Result]] = deque()
+    pending: deque[_Job[Result]] = deque()
     try:
         _start(threads)
         for task in tasks:
             job = _Job(work, task, stop)
-            pending.append(job.future)
+            pending.append(job)
             todo.put(job)
+            del job
             if len(pending) >= 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -75,9 +117,24 @@ def _end(threads: list[Thread], todo: SimpleQueue[Any], stop: Event) -> None:
     stop.set()
     for _ in threads:
         todo.put(None)
+    deadline = time.monotonic() + _LEAVE_S
     for thread in threads:
         if thread.ident is not None:  # else the start of one before it failed
-            thread.join()
+            thread.join(max(deadline - time.monotonic(), 0))
+
+
+class Stalled(DataError):
+    """A worker that has been at one sample for too long; of its `task` so many are `begun`."""
+
+    def __init__(self, task: Any, begun: int, thread: Thread) -> None:
+        frame = sys._current_frames().get(thread.ident or 0)
+        stack = traceback.extract_stack(frame) if frame is not None else []
+        place = f", in {stack[-1].name} ({stack[-1].filename}, line {stack[-1].lineno})"
+        super().__init__(
+            f"Worker {thread.name} has been at it for {_STALL_S:g} seconds{place if stack else ''}."
+        )
+        self.task, self.begun = task, begun
+        self.add_note("The worker's stack:\n" + "".join(traceback.format_list(stack)))
 
 
 class _Stop(Event):
@@ -87,19 +144,47 @@ class _Stop(Event):
         return super().is_set() or not main_thread().is_alive()
 
 
+class _Pulse(Event):
+    """The stop of one task, that notes how often and when it was asked."""
+
+    def __init__(self, stop: Event) -> None:
+        super().__init__()
+        self.stop, self.begun, self.last = stop, 0, 0.0
+
+    def is_set(self) -> bool:
+        self.begun, self.last = self.begun + 1, time.monotonic()
+        return self.stop.is_set()
+
+
 class _Job(Generic[Result]):
     """A task to be done by one of the threads."""
 
     def __init__(self, work: Callable[[Task, Event], Result], task: Task, stop: Event) -> None:
-        self.do: Callable[[], Result] = lambda: work(task, stop)
+        self.task, self.pulse = task, _Pulse(stop)
+        self.do: Callable[[], Result] = lambda: work(task, self.pulse)
         self.future: Future[Result] = Future()
+        self.thread: Thread | None = None
 
     def run(self) -> None:
+        self.thread = current_thread()
         try:
             self.future.set_result(self.do())
         except BaseException as error:
             self.future.set_exception(error)
             del self  # which the error's traceback would hold, and its future the error
+
+    def result(self) -> Result:
+        """What the work returned or raised; raises `Stalled` if it does not go on."""
+        since = time.monotonic()
+        try:
+            while not self.future.done():
+                left = max(since, self.pulse.last) + _STALL_S - time.monotonic()
+                if left <= 0 and self.thread is not None:
+                    raise Stalled(self.task, self.pulse.begun, self.thread)
+                wait([self.future], max(left, _LOOK_UP_S))
+            return self.future.result()
+        finally:
+            del self  # as above
 
 
 def _run(todo: SimpleQueue[_Job[Result] | None], stop: Event) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from treadle.data.describe import shortened
 from treadle.errors import UsageError
 from treadle.interpret.pictures import opened, pictures_of
 from treadle.interpret.samples import Samples, check_same
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+
+_FEW = 5  # words that the name of a file may have
 
 Size = tuple[float, float]
 """(width, height) of a figure, in inches."""
@@ -60,8 +63,10 @@ class Interpretation(ABC):
         return show(self._figure(self.top_losses(k, largest)[1].tolist(), ncols, figsize))
 
     def name(self, i: int) -> str:
-        """What sample `i` is called: its file, or its number."""
+        """What sample `i` is called: its file, the beginning of its text, or its number."""
         item = self.items[i]
+        if isinstance(item, str) and len(item.split()) > _FEW:
+            return shortened(item)
         return Path(item).name if isinstance(item, str | os.PathLike) else f"sample {i}"
 
     @abstractmethod
@@ -106,7 +111,10 @@ def counts_of(actual: Tensor, given: Tensor, c: int) -> NDArray[np.int64]:
 def names_of(learn: Any, loader: Any, c: int, vocab: Sequence[Any] | None) -> list[str]:
     """The names of `c` classes: those given, the data's, torchvision's `classes`, or numbers."""
     dataset = getattr(loader, "dataset", None)
-    known = [vocab, getattr(learn.dls, "vocab", None), getattr(dataset, "classes", None)]
+    own = getattr(learn.dls, "vocab", None)
+    if own and isinstance(own[-1], list):  # of a text, its tokens come before the classes
+        own = own[-1]
+    known = [vocab, own, getattr(dataset, "classes", None)]
     names = next((list(names) for names in known if names is not None), list(range(c)))
     if len(names) != c:
         raise UsageError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from treadle.data import DataLoader, DataLoaders
+from treadle.data.dataloaders import loader_types
 from treadle.data.datasets import Dataset
 from treadle.errors import DataError, UsageError
 from treadle.learner.bundle import read_bundle, write_bundle
@@ -218,7 +219,8 @@ def _rebuilt_data(plan: Any, device: torch.device | str, where: str) -> DataLoad
         return DataLoaders([], [], device=device)
     blocks, getters = (restored(plan[key], where) for key in ("blocks", "getters"))
     dataset = Dataset([], tuple(getters), tuple(blocks), plan["n_inp"])
-    loader = DataLoader(
+    loader_type, loaders_type = loader_types(blocks)
+    loader = loader_type(
         dataset,
         plan["bs"],
         item_tfms=restored(plan["item_tfms"], where),
@@ -228,12 +230,11 @@ def _rebuilt_data(plan: Any, device: torch.device | str, where: str) -> DataLoad
         device=device,
         cache=None,
     )
-    return DataLoaders(loader, loader)
+    return loaders_type(loader, loader)
 
 
 def rebuilt(path: str | Path, device: torch.device | str) -> tuple[Any, dict[str, Any]]:
-    """The class of the learner that an export holds, None if it is a plain one, and its arguments.
-    """
+    """The class of the learner in an export, None if it is a plain one, and its arguments."""
     plan, weights = read_bundle(Path(path))
     where = f"{path}/bundle.json"
     try:

@@ -13,6 +13,7 @@ from treadle.loop.events import (
 )
 from treadle.loop.memory import OutOfMemoryError
 from treadle.loop.precision import Precision
+from treadle.loop.signals import Preempted
 from treadle.loop.state import preserved
 from treadle.loop.training import TrainingLoop
 
@@ -27,6 +28,7 @@ __all__ = [
     "CancelValidException",
     "OutOfMemoryError",
     "Precision",
+    "Preempted",
     "TrainingLoop",
     "event",
     "preserved",

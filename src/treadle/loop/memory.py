@@ -159,7 +159,8 @@ def _give_back(loop: TrainingLoop, error: BaseException | None) -> None:
             if name != "learn" and _has_graph(value):
                 setattr(cb, name, None)
     while error is not None:
-        error.add_note("It came from\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip())
+        lines = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        error.add_note(f"It came from\n{lines}")
         _cut(error.__traceback__)
         error = error.__cause__ or error.__context__
 

@@ -52,6 +52,7 @@ def collect(
         seen=watch.seen() if watch else (),
         times=watch.times if watch else None,
         skipped=_skipped(learn.dls),
+        texts=learn.sample_texts() if hasattr(learn, "sample_texts") else (),
         **(_answers(interpretation) if interpretation else {}),
     )
 
@@ -59,7 +60,7 @@ def collect(
 def _interpretation(learn: Any) -> ClassificationInterpretation | None:
     """None where the answers are no single class a sample, and where they are fewer than the
     items, because some could not be read: then nobody knows whose they are."""
-    if getattr(learn.dls, "vocab", None) is None:
+    if getattr(learn.dls, "vocab", None) is None or hasattr(learn, "sample_texts"):
         return None
     dataset = getattr(learn.dls.valid, "dataset", None)
     if isinstance(dataset, Dataset) and _classes(dataset) is None:
@@ -85,8 +86,9 @@ def _balance(dls: Any) -> ClassBalance | None:
     counts = [_counts(part) for part in parts if isinstance(part, Dataset)]
     if len(counts) < 2 or None in counts:
         return None
-    train, valid = ([count[i] for i in range(len(dls.vocab))] for count in counts if count)
-    return ClassBalance([str(label) for label in dls.vocab], train, valid)
+    vocab = dls.train.dataset.targets[0].vocab
+    train, valid = ([count[i] for i in range(len(vocab))] for count in counts if count)
+    return ClassBalance([str(label) for label in vocab], train, valid)
 
 
 def _classes(dataset: Dataset) -> CategoryBlock | None:

@@ -96,3 +96,8 @@ def _ms(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f}\u202fs"
     return f"{1000 * seconds:.{1 if seconds < 0.1 else 0}f}\u202fms"
+
+
+def texts(written: Sequence[str]) -> str:
+    """What a language model wrote, a paragraph each."""
+    return "".join(f'<blockquote class="note">{esc(text)}</blockquote>' for text in written)

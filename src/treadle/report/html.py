@@ -58,6 +58,7 @@ def render(record: RunRecord, against: RunRecord | None = None) -> str:
         *_confusion(record),
         Section("worst", "Highest losses", samples.worst(record.worst)),
         Section("seen", "As the model saw them", samples.seen(record.seen)),
+        Section("texts", "What it writes", facts.texts(record.texts)),
         Section("balance", "Class balance", facts.balance(record.balance)),
         Section("batches", "Slowest batches", facts.slowest(record.times)),
         Section("skipped", "Skipped files", facts.skipped(record.skipped)),

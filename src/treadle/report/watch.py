@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_right
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,23 @@ class ReportCallback(Callback):
         if len(self._kept) > MAX_EPOCHS and learn.epoch != learn.n_epoch - 1:
             self._stride *= 2
             self._kept = {e: kept for e, kept in self._kept.items() if e % self._stride == 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs, for the report to be that of a fit that was not interrupted."""
+        return {
+            "waits": list(self._waits),
+            "works": list(self._works),
+            "starts": self._starts,
+            "kept": list(self._kept.items()),
+            "stride": self._stride,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what `state_dict` gave."""
+        self._waits, self._works = array("d", state["waits"]), array("d", state["works"])
+        self._starts, self._stride = list(state["starts"]), state["stride"]
+        self._kept = dict(state["kept"])
+        self._mark = time.perf_counter()
 
     # What was watched, to be read
 

@@ -29,6 +29,8 @@ from treadle.errors import DataError, UsageError
 
 LOCK, HOLDER = ".lock", ".lock.json"  # see `treadle.run.lock`
 
+_LONGEST_CELL = 32_767  # characters: what a spreadsheet's cell holds
+
 
 def new_run_folder(
     name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] = "runs"
@@ -215,7 +217,7 @@ def _cell(value: object) -> str:
     text = " ".join(str(value).splitlines())
     text = "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
     is_formula = isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t")
-    return f"'{text}" if is_formula else text
+    return (f"'{text}" if is_formula else text)[:_LONGEST_CELL]
 
 
 def _usable_cpus() -> int:

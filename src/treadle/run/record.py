@@ -117,8 +117,9 @@ class RunRecord:
     ("time" as text, m:ss, or in seconds). `losses` (smoothed), `raw_losses` and each list of
     `hps` hold one number an applied update; `iters` the updates made when each epoch ended.
     `config` and `environment` hold what JSON can. `confused` are samples of the most confused pairs
-    of classes, `worst` those with the highest losses, `seen` some as the model got them, and
-    `skipped` the files that could not be read, each with the reason. Raises UsageError if a row
+    of classes, `worst` those with the highest losses, `seen` some as the model got them,
+    `skipped` the files that could not be read, each with the reason, and `texts` what a language
+    model wrote. Raises UsageError if a row
     does not fit.
 
     >>> record = RunRecord("digits", "2026-01-31T12:00:00", ["epoch", "train_loss", "time"])
@@ -143,6 +144,7 @@ class RunRecord:
     balance: ClassBalance | None = None
     times: BatchTimes | None = None
     skipped: Sequence[tuple[str, str]] = ()
+    texts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for i, row in enumerate(self.rows):

@@ -34,8 +34,8 @@ class RunStatus:
     Attributes:
         folder: where it is.
         state: "running" in another process (or held by one of another machine, which cannot be
-            seen from here), "finished", "failed" by an error, "interrupted" by anything else, also by a kill;
-            "unknown" where it has no events.
+            seen from here), "finished", "failed" by an error, "interrupted" by anything else, also
+            by a kill; "unknown" where it has no events.
         why: what ended it early, if that could still be said.
         holder: the process that is at work on it.
         started: when it began, UTC, ISO 8601; empty if unknown.

@@ -139,9 +139,7 @@ class PoolingLinearClassifier(nn.Module):
 class TextClassifier(SequentialRNN):
     """A `SentenceEncoder` and a head, for tokens (B, T) and lengths (B,)."""
 
-    def forward(
-        self, tokens: Tensor, lengths: Tensor | None = None
-    ) -> Answer:
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Answer:
         encoder, head = self
         answer: Answer = head(encoder(tokens, lengths))
         return answer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from treadle.callbacks.rnn import rnn_cbs
 from treadle.errors import UsageError
@@ -19,12 +19,14 @@ from treadle.text.awd_lstm import AWD_LSTM
 from treadle.text.classifier import get_text_classifier, split_clas
 from treadle.text.decoder import get_language_model, split_lm
 from treadle.text.encoder_file import load_encoder, save_encoder
-from treadle.text.generate import choose, decode_spec_tokens, generated
+from treadle.text.generate import choose, generated
 from treadle.text.scores import TokenCrossEntropy
 
 __all__ = ["LMLearner", "TextLearner", "language_model_learner", "text_classifier_learner"]
 
 Arch = Callable[..., nn.Module]
+
+_BEGINNING = 20  # tokens of a text that a sample goes on with
 
 
 @register
@@ -83,7 +85,7 @@ class LMLearner(TextLearner):
         no_unk: bool = True,
         temperature: float = 1.0,
         min_p: float | None = None,
-        decoder: Callable[[Sequence[str]], list[str]] = decode_spec_tokens,
+        decoder: Callable[[Sequence[str]], Sequence[str]] | None = None,
         seed: int | None = None,
     ) -> str:
         """`text` and `n_words` tokens that may come after it.
@@ -94,29 +96,50 @@ class LMLearner(TextLearner):
             no_unk: do not draw the unknown token.
             temperature: below 1 for more likely words, above 1 for more surprising ones.
             min_p: do not draw tokens that are less probable.
-            decoder: what makes words of tokens, by default `decode_spec_tokens`.
+            decoder: makes of the tokens words, which are joined by spaces; by default the text
+                is made as its tokenizer does (`decode_spec_tokens` undoes `xxmaj` and the like).
             seed: what determines the draws; without it torch's generator does.
 
         Raises:
             UsageError: if `temperature` is not above 0, or `text` has no token.
         """
-        vocab, loaders = _text_vocab(self.dls), self.dls
-        tokens = _numbers(loaders, text, vocab)
-        unk = vocab.index("xxunk") if no_unk and "xxunk" in vocab else None
+        numbers = _numbers(self.dls, text)
+        if not numbers:
+            raise UsageError("there is no word to go on from; give a text of one at least.")
         generator = None if seed is None else torch.Generator().manual_seed(seed)
+        unk = _unk(self.dls) if no_unk else None
         draw = partial(choose, temperature=temperature, min_p=min_p, never=unk, generator=generator)
+        numbers += self._generated(numbers, n_words, draw)
+        return _text(self.dls, numbers, decoder)
+
+    def sample_texts(self, n: int = 3, n_words: int = 60) -> list[str]:
+        """`n` beginnings of rows of the validation text, and what the model goes on with; the same
+        ones each time. For a report."""
+        texts = []
+        for row, numbers in enumerate(self._beginnings(n)):
+            draw = partial(
+                choose,
+                temperature=0.8,
+                never=_unk(self.dls),
+                generator=torch.Generator().manual_seed(row),
+            )
+            more = self._generated(numbers, n_words, draw)
+            texts.append(_text(self.dls, numbers + more, None))
+        return texts
+
+    def _beginnings(self, n: int) -> list[list[int]]:
+        valid = self.dls.valid
+        batch = valid.one_batch() if hasattr(valid, "one_batch") else next(iter(valid), None)
+        return [] if batch is None else batch[0][:n, :_BEGINNING].tolist()
+
+    def _generated(self, numbers: list[int], n: int, draw: Callable[[Tensor], int]) -> list[int]:
         self._settle()
         training = self.model.training
         try:
             with torch.no_grad():
-                model = self.model.eval()
-                more = generated(self.precision.forward, model, tokens, n_words, draw)
+                return generated(self.precision.forward, self.model.eval(), numbers, n, draw)
         finally:
             self.model.train(training)
-        words = [vocab[i] for i in (*tokens, *more)]
-        words = [word for word in words if word not in ("xxbos", "xxpad")]
-        sep: str = getattr(loaders, "sep", " ")
-        return sep.join(decoder(words))
 
 
 def language_model_learner(
@@ -210,17 +233,32 @@ def _text_vocab(dls: Any) -> list[str]:
     return vocab
 
 
-def _numbers(dls: Any, text: str, vocab: list[str]) -> list[int]:
+def _numbers(dls: Any, text: str) -> list[int]:
     """The tokens of `text`. Loaders that know no tokenizer hold words with spaces between them."""
     if hasattr(dls, "numericalize"):
-        numbers: list[int] = list(dls.numericalize(text))
-    else:
-        place = {word: i for i, word in enumerate(vocab)}
-        words = text.split()
-        unknown = [word for word in words if word not in place and "xxunk" not in place]
-        if unknown:
-            raise UsageError(f"the vocabulary has no {unknown[0]!r}, and no xxunk in its place.")
-        numbers = [place.get(word, place.get("xxunk", 0)) for word in words]
-    if not numbers:
-        raise UsageError("there is no word to go on from; give a text of one at least.")
-    return numbers
+        return list(dls.numericalize(text))
+    vocab, unk = _text_vocab(dls), _unk(dls)
+    place = {word: i for i, word in enumerate(vocab)}
+    unknown = [word for word in text.split() if word not in place]
+    if unknown and unk is None:
+        raise UsageError(f"the vocabulary has no {unknown[0]!r}, and no xxunk in its place.")
+    return [place.get(word, unk or 0) for word in text.split()]
+
+
+def _text(
+    dls: Any, numbers: Sequence[int], decoder: Callable[[Sequence[str]], Sequence[str]] | None
+) -> str:
+    if decoder is None and hasattr(dls, "detokenize"):
+        return str(dls.detokenize(numbers))
+    vocab = _text_vocab(dls)
+    words = [vocab[i] for i in numbers if vocab[i] not in ("xxbos", "xxpad")]
+    return " ".join(words if decoder is None else decoder(words))
+
+
+def _unk(dls: Any) -> int | None:
+    """The number of the token for what is unknown."""
+    if hasattr(dls, "text_block"):
+        unk: int = dls.text_block.numericalize.unk_id
+        return unk
+    vocab = _text_vocab(dls)
+    return vocab.index("xxunk") if "xxunk" in vocab else None

@@ -99,7 +99,8 @@ def spoilt_weights(model: nn.Module) -> dict[str, float]:
     if not flags or not torch.stack([flag.to(flags[0].device) for flag in flags]).any():
         return {}
     tensors = {**dict(model.named_parameters()), **dict(floating)}
-    return {name: float(tensors[name].detach()[where][0]) for name, where in bad.items() if where.any()}
+    spoilt = [name for name, where in bad.items() if where.any()]
+    return {name: float(tensors[name].detach()[bad[name]][0]) for name in spoilt}
 
 
 def rows(t: Tensor, n: int) -> list[int]:

@@ -7,9 +7,11 @@ import warnings
 from abc import abstractmethod
 from typing import NoReturn
 
+import torch
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from treadle.callbacks.forensic.finding import NonFinite, is_finite, spoilt_weights
+from treadle.callbacks.forensic.finding import NonFinite, spoilt_weights
 from treadle.callbacks.forensic.replay import KeptState, Replayed, replay
 from treadle.errors import CallbackError, TreadleError
 from treadle.loop.events import Callback
@@ -80,6 +82,7 @@ class NonFiniteCallback(Callback):
         self.scope.callback(self.learn.remove_cbs, [self.kept, metrics])
 
     def before_epoch(self) -> None:
+        self.params = list(self.model.parameters())
         if self.epoch == self.learn.first_epoch and (spoilt := spoilt_weights(self.model)):
             value, where = next(iter(spoilt.values())), "before the first batch"
             self.found = NonFinite("a weight", value, self.epoch, None, where, None, list(spoilt))
@@ -89,20 +92,13 @@ class NonFiniteCallback(Callback):
         if self.replaying:
             raise Replayed
         loss = self.loss.detach()
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        # A sum of squares might overflow by itself. Scaled gradients may be infinite.
-        greatest = get_total_norm(grads, math.inf) if not self._scaled else loss.new_zeros(())
-        if not (loss.isfinite() & greatest.isfinite()):  # waits for the device
-            gone = not loss.isfinite()
-            what, value = ("the loss", loss) if gone else ("a gradient", greatest)
+        scaled = self.precision.scaler.is_enabled()  # scaled gradients may be infinite
+        grads = [] if scaled else [p.grad for p in self.params if p.grad is not None]
+        if not _may_be_finite(loss, grads) and (seen := _not_finite(loss, grads)):
             self.replaying = True
-            self.found = replay(self.learn, self.kept, self, what, float(value))
+            self.found = replay(self.learn, self.kept, self, *seen)
             self.replaying = False
             self.act(self.found)
-
-    @property
-    def _scaled(self) -> bool:
-        return bool(self.precision.scaler.is_enabled())
 
     def _look_at_metrics(self) -> None:
         recorder = getattr(self.learn, "recorder", None)
@@ -113,3 +109,17 @@ class NonFiniteCallback(Callback):
                 where = f"after epoch {self.epoch}"
                 self.found = NonFinite(name, value, self.epoch, None, where)
                 self.note_metric(self.found, "It does not count as a best value.")
+
+
+def _may_be_finite(loss: Tensor, grads: list[Tensor]) -> bool:
+    """Whether all are finite, by sums of squares: quick, but they may overflow by themselves."""
+    norms = [norm.to(loss.device) for norm in torch._foreach_norm(grads)] if grads else []
+    return math.isfinite(torch.stack([loss, *norms]).sum())  # waits for the device
+
+
+def _not_finite(loss: Tensor, grads: list[Tensor]) -> tuple[str, float] | None:
+    """What is not, and its value."""
+    if not loss.isfinite():
+        return "the loss", float(loss)
+    greatest = float(get_total_norm(grads, math.inf))
+    return None if math.isfinite(greatest) else ("a gradient", greatest)

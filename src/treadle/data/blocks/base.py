@@ -34,6 +34,12 @@ class Block(ABC):
         """The loss that suits the element as a target, or None where none is usual."""
         return None
 
+    @property
+    def loader_types(self) -> tuple[type, type] | None:
+        """The kinds of `DataLoader` and `DataLoaders` that batches of the element need, where they
+        are others than these."""
+        return None
+
     def setup(self, train: Labelled, valid: Labelled) -> Block:
         """The block that knows the data. The block itself is left as it is, to be used again."""
         return self

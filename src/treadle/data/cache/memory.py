@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Sequence
 
 from treadle.data.cache.base import Frame, PixelCache, Pixels, checked
-from treadle.interrupts import undivided
 
 __all__ = ["MemoryCache", "still_to_fill"]
 
@@ -45,7 +44,6 @@ class MemoryCache(PixelCache):
     def many(self, indices: Sequence[int]) -> Sequence[tuple[Pixels, Frame] | None]:
         return [*map(self._pictures.__getitem__, indices)]  # a batch's, for the cost of one
 
-    @undivided
     def put(self, index: int, pixels: Pixels, frame: Frame) -> Pixels:
         pixels = checked(pixels)
         if pixels.base is not None or not pixels.flags.owndata:
