@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from treadle.cli.main import explain, run
+from treadle.cli.optimizers import recipes
 from treadle.errors import DataError
 
 TINY = "--size 32 --presize 32 --bs 8".split()
@@ -70,7 +71,10 @@ def test_the_default_trains_on_digits_to_95_percent(tmp_path):
     assert accuracy >= 0.95
     assert lines[-1].split() == ["report", str(tmp_path / "run" / "report.html")]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        ".lock",
+        "checkpoints",
         "config.json",
+        "events.jsonl",
         "history.csv",
         "model.safetensors",
         "record.json",
@@ -115,9 +119,31 @@ def test_the_same_seed_gives_the_same_run(images, tmp_path):
     assert histories[0] == histories[1]
 
 
-@pytest.mark.parametrize("opt", ["adam", "adamw", "momentum", "rmsprop", "radam", "lamb", "ranger"])
+@pytest.mark.parametrize("opt", sorted(recipes()))
 def test_every_optimizer_trains(opt, images, tmp_path):
-    assert run(["train", str(images), "--out", str(tmp_path / "run"), "--opt", opt, *SMALL]) == 0
+    """All that `treadle compare` knows."""
+    small = ["--arch", "shufflenet_v2_x0_5", *SMALL]
+    assert run(["train", str(images), "--out", str(tmp_path / "run"), "--opt", opt, *small]) == 0
+
+
+def test_the_help_names_every_optimizer(capsys):
+    assert run(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in recipes() if not re.search(rf"\b{name}\b", shown)] == []
+
+
+def test_a_disk_without_room_for_two_checkpoints_is_told_before_training(
+    images, tmp_path, capsys, monkeypatch
+):
+    usage = type("usage", (), {"free": 10_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert run(["train", str(images), "--out", str(tmp_path / "run"), *SMALL]) == 2
+    assert re.search(
+        r"no room for .*run.checkpoints: it needs \d{2,3},\d{3},\d{3} bytes, 10,000 are "
+        "free",
+        one_line(capsys),
+    )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("over", ["file", "http"])
@@ -225,7 +251,12 @@ def arch(name):
         (lambda _: ["train", "--lr", "-1"], ["--lr", "above 0"]),
         (lambda _: ["train", "--workers", "-2"], ["--workers -2", "0 or more"]),
         (lambda _: ["train", "--device", "abacus"], ["--device abacus", "cpu"]),
-        (lambda _: ["train", "--opt", "adamm"], ["--opt", "adam"]),
+        (lambda _: ["train", "--opt", "adamm"], ["--opt", "did you mean adam?"]),
+        (lambda _: ["train", "--checkpoint-every", "0"], ["--checkpoint-every 0", "above 0"]),
+        (lambda _: ["train", "--max-time", "soon"], ["--max-time soon", "90s, 30m, 2h"]),
+        (lambda tmp: ["resume", str(tmp / "none")], ["config.json", "none", "folder of a run"]),
+        (lambda tmp: ["info", str(tmp / "none")], ["config.json", "none", "folder of a run"]),
+        (lambda tmp: ["runs", str(tmp / "none")], ["none", "treadle train makes"]),
         (lambda _: ["train", "--epoch", "3"], ["--epoch", "--epochs"]),
         (lambda _: ["trian"], ["trian", "train"]),
     ],
@@ -262,7 +293,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_trained(images, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "treadle: interrupted\n"
+    assert err == f"treadle: Ctrl-C ended the run; go on with: treadle resume {tmp_path / 'run'}\n"
     assert "accuracy" in out
     with (tmp_path / "run" / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 2
@@ -275,7 +306,7 @@ def test_help_and_version(capsys):
     shown = capsys.readouterr().out
     for option in (
         "--arch --epochs --lr --bs --size --presize --opt --seed --workers --precision "
-        "--device --out --debug"
+        "--device --out --checkpoint-every --max-time --debug"
     ).split():
         assert option in shown
     assert run(["--version"]) == 0

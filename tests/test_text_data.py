@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_rows_go_on_through_shuffled_documents():
         stream = x.flatten().tolist()
         heads = [t // 100 for i, t in enumerate(stream) if t % 100 == 0]
         epochs.append(heads)
-        for a, b in zip(stream, stream[1:], strict=False):
+        for a, b in pairwise(stream):
             assert b == a + 1 or b % 100 == 0  # documents are whole
     assert len({tuple(heads) for heads in epochs}) > 1
 
@@ -315,6 +316,7 @@ def test_backwards():
 def test_datablock_of_texts_makes_text_loaders():
     plan = DataBlock(TextBlock(is_lm=True, seq_len=5), splitter=IndexSplitter([39]))
     dls = plan.dataloaders(TEXTS, bs=2, device="cpu")
+    assert repr(dls.text_block) == "TextBlock(of a language model, WordTokenizer, 14 tokens)"
     assert type(dls) is TextDataLoaders and dls.one_batch()[0].shape == (2, 5)
     with pytest.raises(UsageError, match="expected a tokenizer"):
         TextBlock(str.split)

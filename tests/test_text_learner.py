@@ -19,6 +19,7 @@ from treadle.callbacks import (
 )
 from treadle.data import DataLoaders
 from treadle.errors import DataError, UsageError
+from treadle.interpret import ClassificationInterpretation
 from treadle.learner import Learner, load_learner
 from treadle.loop import Callback
 from treadle.optim import Adam
@@ -27,6 +28,8 @@ from treadle.text import (
     CausalTransformer,
     LMLearner,
     PlainRNN,
+    SpaceTokenizer,
+    TextDataLoaders,
     TextLearner,
     TokenCrossEntropy,
     get_language_model,
@@ -363,3 +366,55 @@ def test_an_exported_model_gives_the_same_bits(tmp_path):
     learn.model.reset()
     assert torch.equal(learn.model(x)[0], loaded.model(x)[0])
     assert loaded.model[1].decoder.weight is loaded.model[0].encoder.weight
+
+
+def counting(n, start):
+    return "Now " + " ".join(WORDS[3 + (start + i) % 6] for i in range(n)) + "."
+
+
+def test_exports_of_both_kinds_answer_with_the_same_bits(tmp_path):
+    texts = [counting(12, i) for i in range(40)]
+    dls = TextDataLoaders.from_lists(texts, bs=4, seq_len=8, seed=0, path=tmp_path, device="cpu")
+    learn = lm(dls=dls)
+    learn.fit(1, 1e-2)
+    said = learn.predict("Now two three", 10, seed=3)
+    assert said.startswith("Now two three")
+    assert load_learner(learn.export("lm")).predict("Now two three", 10, seed=3) == said
+    assert len(learn.sample_texts(2, 5)) == 2
+    assert learn.sample_texts(2, 5) == learn.sample_texts(2, 5)
+    learn.save_encoder("enc")
+
+    labels = ["long" if i % 2 else "short" for i in range(40)]
+    texts = [counting(9 if i % 2 else 3, i) for i in range(40)]
+    dls = TextDataLoaders.from_lists(
+        texts, labels, bs=8, seed=0, text_vocab=learn.dls.vocab, path=tmp_path, device="cpu"
+    )
+    torch.manual_seed(0)
+    learn = quiet(text_classifier_learner(dls, config=TINY, drop_mult=0.1)).load_encoder("enc")
+    learn.fit(1, 2e-2)
+    label, index, probs = learn.predict(counting(9, 2))
+    assert label == dls.vocab[1][int(index)] == ["long", "short"][int(probs.argmax())]
+    assert probs.sum().item() == pytest.approx(1)
+    loaded = load_learner(learn.export("clas"))
+    assert torch.equal(loaded.predict(counting(9, 2))[2], probs)
+    found = ClassificationInterpretation.from_learner(learn)
+    assert found.vocab == ["long", "short"]
+    assert found.confusion_matrix().sum() == 8
+
+
+def test_where_there_is_no_padding_every_word_is_learnt():
+    tokenizer = SpaceTokenizer(pad=None)
+    texts = ["one two three four"] * 20
+    dls = TextDataLoaders.from_lists(texts, tok_tfm=tokenizer, bs=2, seq_len=4, device="cpu")
+    assert lm(dls=dls).model[0].encoder.padding_idx is None
+    dls = TextDataLoaders.from_lists(texts, bs=2, seq_len=4, device="cpu")
+    assert lm(dls=dls).model[0].encoder.padding_idx == 1
+    assert lm(dls=dls, config={**TINY, "pad_token": 3}).model[0].encoder.padding_idx == 3
+
+
+def test_bf16_is_near():
+    exact, mixed = lm(), lm(precision="bf16")
+    for learn in (exact, mixed):
+        torch.manual_seed(1)
+        learn.fit(2, 1e-2)
+    assert mixed.recorder.values[-1][1] == pytest.approx(exact.recorder.values[-1][1], rel=0.05)

@@ -82,7 +82,7 @@ def test_any_text_is_tokens_without_space(text):
     [
         "Don't SHOUT: it's well-known!!!! Yes.",
         'He said "Go home" (twice), and left.',
-        "So so so so late.\nA new line (#3).",
+        "So so so so late.\nAnother line (#3).",
         "The dogs' bowls cost $5.50.",
     ],
 )
@@ -188,6 +188,7 @@ def test_marks_and_line_ends_of_other_systems(tmp_path):
         (3, "is a int; expected text"),
         (b"abc", "are bytes"),
         ("a\0b", "zero character"),
+        ("a\udce9", r"half a character \(at 1\)"),
         (["a"], "is a list"),
         (Path("no such file.txt"), "cannot be read"),
     ],

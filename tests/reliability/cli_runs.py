@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torchvision
 from PIL import Image
 
-import treadle.cli.compare  # and with it what all the commands import
-import treadle.report
+import treadle.report  # which brings what a training imports late
 from treadle.cli.main import run
 from treadle.run.events import read_events
 
 SMALL = "--size 32 --presize 32 --bs 8 --arch shufflenet_v2_x0_5 --workers 0 --device cpu".split()
 TRAIN = ["train", "images", *SMALL, "--epochs", "8", "--checkpoint-every", "5"]
+assert torchvision.models and treadle.report  # imported once, and not by each process anew
 PASSING = ("time", "started", "times")  # that no two runs have alike
 
 

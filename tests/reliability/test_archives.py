@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
 import gzip
 import hashlib
@@ -24,7 +23,6 @@ from archive_kinds import (
     ZEROS,
     file,
     header,
-    pax,
     special,
     tar_of,
     zip_of,

@@ -17,6 +17,7 @@ from torch import nn
 from treadle.callbacks import (
     EarlyStoppingCallback,
     EMACallback,
+    Every,
     GradientAccumulation,
     NonFiniteError,
     NonFiniteWarning,
@@ -56,6 +57,8 @@ class Noise(Early):
 
 class Spoil(Early):
     """Spoils one number, in one place, at some batches of training."""
+
+    state_names = ()
 
     def __init__(self, place, *moments, value=math.nan):
         self.place, self.moments, self.value = place, moments, value
@@ -295,6 +298,31 @@ def test_skip_says_which_samples():
     with pytest.warns(NonFiniteWarning, match="item 17 of the data"):
         learn.fit(2)
     assert [found.indices for found in skip.skipped] == [[17], [17]]
+
+
+def test_a_resumed_fit_knows_what_was_left_out(tmp_path):
+    """And ends with the same bits."""
+
+    def stop(cb):
+        if (cb.epoch, cb.iter) == (1, 4):
+            raise ConnectionAbortedError
+
+    def make(*cbs):
+        return learner(Spoil("input", (0, 6), (1, 6)), SkipNonFinite(), *cbs, path=tmp_path)
+
+    def found_of(learn):
+        return {**state(learn), "found": [str(found) for found in learn.skip_non_finite.skipped]}
+
+    with pytest.warns(NonFiniteWarning):
+        whole = make()
+        whole.fit(2)
+        expected = found_of(whole)
+        with pytest.raises(ConnectionAbortedError):
+            make(Early(after_batch=stop)).fit(2, checkpoint=Every(updates=3))
+        learn = make()
+        learn.resume()
+    assert len(learn.skip_non_finite.skipped) == 2
+    assert found_of(learn) == expected
 
 
 # Roll back

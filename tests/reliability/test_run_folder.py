@@ -176,7 +176,7 @@ def test_a_lock_of_another_machine_says_how_to_take_over(tmp_path):
 # Told before the first batch
 
 
-@pytest.mark.parametrize("what", ["file", "below a file", "read-only", "full", "held"])
+@pytest.mark.parametrize("what", ["file", "below a file", "read-only", "held"])
 def test_a_place_that_will_not_do_is_told_at_once(what, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     words = [str(out)]
@@ -191,24 +191,17 @@ def test_a_place_that_will_not_do_is_told_at_once(what, tmp_path, capsys, monkey
     elif what == "read-only":
         monkeypatch.setattr(Path, "mkdir", refuse)
         words.append("may not write there")
-    elif what == "full":
-        usage = type("usage", (), {"free": 10_000})
-        monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-        words += ["no room", "10,000 are free"]
     else:
         out.mkdir()
         pid = held_by_child(out)
         words += [f"process {pid}", "choose another folder"]
-    monkeypatch.setattr("treadle.loop.training.TrainingLoop._do_fit", None)  # not that far
     began = time.monotonic()
-    assert run(["train", "--device", "cpu", "--arch", "shufflenet_v2_x0_5", "--out", str(out)]) == 2
-    if what != "full":  # which needs the model's size
-        assert time.monotonic() - began < 1
+    assert run(["train", "--device", "cpu", "--out", str(out)]) == 2
+    assert time.monotonic() - began < 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     for word in words:
         assert word in err
-    assert what in ("file", "below a file", "held") or not out.exists()
     if pid:
         os.kill(pid, signal.SIGKILL)
         status_of(pid)

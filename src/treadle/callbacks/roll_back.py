@@ -17,15 +17,16 @@ class RollBack(NonFiniteCallback):
     """When a loss or a gradient is infinite or not a number, puts back what was trained to where it
     was at most `every` updates before, and trains on with the next batch.
 
-    Put back, bit for bit: parameters, buffers, the optimizer's state, and the state of callbacks
-    that take part in training, `EMACallback` among them; the gradients at hand are dropped. What
-    has happened stays: the place in the data, `learn.updates` and with it the schedule, the
-    Recorder, the random numbers, the loss scale. Each time a `NonFiniteWarning` says what
-    `TerminateOnNaNCallback` would.
+    Put back, bit for bit: parameters, buffers, the optimizer's state, and what callbacks declare as
+    their state, of all that do not only report, and of `EMACallback` (a class says so by
+    `rolls_back = True`); the gradients at hand are dropped. What has happened stays: the place in
+    the data, `learn.updates` and with it the schedule, the Recorder, the random numbers, the loss
+    scale. Each time a `NonFiniteWarning` says what `TerminateOnNaNCallback` would.
 
     This is for training that diverges, and for weights that were spoilt. It needs a copy of model
     and optimizer in memory, on their own devices, whether or not checkpoints are written: one on
-    the disk may be older by far, and one that is being written is not to be waited for.
+    the disk may be older by far, and one that is being written is not to be waited for. A fit that
+    is resumed goes back at most to where it was resumed.
 
     Args:
         every: so many updates lie between two copies; 1 or more. A copy is taken only of weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from treadle.cli.runs import ago, megabytes
+from treadle.cli.runs import age, megabytes
 from treadle.cli.terminal import print_table, printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def state_of(status: RunStatus) -> Iterator[tuple[str, str]]:
         state += f": process {status.holder.pid} on {status.holder.host}"
     yield "state", state + (f": {status.why}" if status.why else "")
     if status.started:
-        yield "started", f"{status.started[:19].replace('T', ' ')} UTC ({ago(status.started)})"
+        yield "started", f"{status.started[:19].replace('T', ' ')} UTC ({age(status.started)} ago)"
     yield "epochs", f"{len(status.rows)} of {status.config.get('epochs', 'an unknown number')}"
     if status.state in ("interrupted", "failed"):
         yield "go on", f"treadle resume {status.folder}"
@@ -87,7 +87,7 @@ def checkpoints_of(run: Path) -> Iterator[tuple[str, str]]:
             yield path.name, f"damaged: {error}"
         else:
             size = sum(stored.size for stored in found.files().values())
-            yield path.name, f"whole, {megabytes(size)}, {ago(found.created)}"
+            yield path.name, f"whole, {megabytes(size)}, {age(found.created)} ago"
 
 
 def last_rows(status: RunStatus) -> Any:

@@ -26,7 +26,6 @@ def runs(root: Path = Path("runs"), /, *, debug: Flag = False) -> None:
         root: The folder that holds the run folders.
         debug: Show the full traceback of an error.
     """
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -36,22 +35,21 @@ def runs(root: Path = Path("runs"), /, *, debug: Flag = False) -> None:
     if not folders:
         print(f"There are no runs in {printable(str(root))}; treadle train makes one.")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", overflow="fold")
-    for name in ("when", "state"):
+    for name in ("age", "state"):
         table.add_column(name, no_wrap=True)
     for name in ("epochs", "best", "last", "size"):
         table.add_column(name, no_wrap=True, justify="right")
     for folder in sorted(folders, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True):
-        state, *cells = row_of(folder)
-        when, *numbers = cells
+        state, begun, *numbers = row_of(folder)
         told = Text(state, _STYLES.get(state.split()[0], ""))
-        table.add_row(Text(printable(folder.name)), when, told, *map(Text, numbers))
+        table.add_row(Text(printable(folder.name)), begun, told, *map(Text, numbers))
     print_table(table)
 
 
 def row_of(folder: Path) -> list[str]:
-    """State, when, epochs, best, last and size."""
+    """State, age, epochs, best, last and size."""
     from treadle.run.status import folder_size, read_status
 
     size = megabytes(folder_size(folder))
@@ -61,7 +59,7 @@ def row_of(folder: Path) -> list[str]:
         return ["damaged", "", "", "", "", size]
     pid = f" {status.holder.pid}" if status.holder else ""
     epochs = f"{len(status.rows)}/{printable(str(status.config.get('epochs', '?')))}"
-    return [status.state + pid, ago(status.started), epochs, *best_and_last(status), size]
+    return [status.state + pid, age(status.started), epochs, *best_and_last(status), size]
 
 
 def best_and_last(status: RunStatus) -> tuple[str, str]:
@@ -78,20 +76,20 @@ def best_and_last(status: RunStatus) -> tuple[str, str]:
     return f"{best:.4g}", f"{values[-1]:.4g}"
 
 
-def ago(time: str) -> str:
-    """How long ago a time in ISO 8601 is.
+def age(time: str) -> str:
+    """How long ago a time in ISO 8601 is, in its largest unit; empty if it is none.
 
-    >>> ago("")
+    >>> age("long ago")
     ''
     """
     try:
         seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
     except (ValueError, TypeError):
         return ""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+    for unit, length in (("d", 86400), ("h", 3600)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return "just now"
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0) / 60:.0f} min"
 
 
 def megabytes(size: int) -> str:

@@ -22,4 +22,6 @@ def print_table(table: Any) -> None:
     if not console.is_terminal:
         needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
         console = Console(width=max(needed, 1))
-    console.print(table, highlight=False)
+    with console.capture() as drawn:
+        console.print(table, highlight=False)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))

@@ -46,7 +46,7 @@ class DataLoader:
     - `shuffle`: another order each epoch. `sampler`: an `Order` instead, such as `Weighted(...)`.
       `augment`: transforms draw random numbers; None means if there is `shuffle` or a `sampler`.
     - `num_workers`: threads that build batches ahead; 0 builds them in the caller; None means the
-      CPUs at hand, at most 8.
+      CPUs at hand, at most 8. One that is at a single sample for 300 seconds is an error.
     - `seed`: with the epoch it determines order and augmentation, whatever `num_workers`, `cache`
       and `bs` are. None draws one from torch's global generator, so `torch.manual_seed` before this
       makes everything reproducible.

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Event, Thread, current_thread, main_thread
@@ -33,6 +33,9 @@ _LOOK_UP_S = 0.1
 
 _STALL_S = 300.0
 """So long a worker may take for one sample, while the caller waits for it."""
+
+_LOOKS = 100
+"""So often it is looked after in that time: a process that was stopped meanwhile loses one."""
 
 _LEAVE_S = 5.0
 """So long workers are waited for in the end; one that is stuck is left behind."""
@@ -145,14 +148,14 @@ class _Stop(Event):
 
 
 class _Pulse(Event):
-    """The stop of one task, that notes how often and when it was asked."""
+    """The stop of one task, that counts how often it was asked."""
 
     def __init__(self, stop: Event) -> None:
         super().__init__()
-        self.stop, self.begun, self.last = stop, 0, 0.0
+        self.stop, self.begun = stop, 0
 
     def is_set(self) -> bool:
-        self.begun, self.last = self.begun + 1, time.monotonic()
+        self.begun += 1
         return self.stop.is_set()
 
 
@@ -175,14 +178,16 @@ class _Job(Generic[Result]):
 
     def result(self) -> Result:
         """What the work returned or raised; raises `Stalled` if it does not go on."""
-        since = time.monotonic()
+        looks, begun = 0, -1
         try:
-            while not self.future.done():
-                left = max(since, self.pulse.last) + _STALL_S - time.monotonic()
-                if left <= 0 and self.thread is not None:
-                    raise Stalled(self.task, self.pulse.begun, self.thread)
-                wait([self.future], max(left, _LOOK_UP_S))
-            return self.future.result()
+            while looks < _LOOKS or self.thread is None:
+                with suppress(TimeoutError):  # ours; or that of the work, which `done` tells
+                    return self.future.result(_STALL_S / _LOOKS)
+                if self.future.done():
+                    return self.future.result()
+                looks = looks + 1 if self.pulse.begun == begun else 0
+                begun = self.pulse.begun
+            raise Stalled(self.task, begun, self.thread)
         finally:
             del self  # as above
 

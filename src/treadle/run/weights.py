@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file
 from torch import nn
 
 from treadle.errors import DataError
+from treadle.run.tensor_file import tensor_file
 
 
 def save_weights(model: nn.Module, path: Path) -> Path:
@@ -21,13 +22,12 @@ def save_weights(model: nn.Module, path: Path) -> Path:
     Raises:
         DataError: if the file cannot be written.
     """
+    file = tensor_file("model", model.state_dict())  # the same bytes for the same weights
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        mode = beside.stat().st_mode  # as for any file of this user; safetensors makes it private
-        save_model(model, str(beside))
-        beside.chmod(mode)
+        with beside.open("wb") as opened:
+            opened.writelines(file.chunks())
         beside.replace(path)
     except OSError as error:
         raise DataError(

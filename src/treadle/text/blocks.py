@@ -191,6 +191,11 @@ class TextBlock(Block):
         numbers = [int(number) for number in element]
         return self.tokenizer.detokenize(self.numericalize.decode(numbers[:: self._step]))
 
+    def __repr__(self) -> str:
+        known = "no vocab yet" if self.vocab is None else f"{len(self.vocab)} tokens"
+        kind = "of a language model, " if self.is_lm else ""
+        return f"TextBlock({kind}{type(self.tokenizer).__name__}, {known})"
+
     @property
     def _step(self) -> int:
         return -1 if self.backwards else 1

@@ -49,7 +49,7 @@ def text_of(value: Any, errors: str = "strict") -> str:
 
     Raises `DataError`, with the file and the place of the byte, for bytes that are not UTF-8,
     unless `errors` is "replace"; they become U+FFFD then. What is no text has an error too: a
-    missing cell of a table, another type, a zero character.
+    missing cell of a table, another type, a zero character, half a surrogate pair.
 
     >>> text_of("as it is")
     'as it is'
@@ -64,6 +64,13 @@ def text_of(value: Any, errors: str = "strict") -> str:
         raise DataError(
             f"{where} has a zero character (at {at}), so it is no text but binary data."
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half a character (at {error.start}), as wrongly decoded bytes have; read "
+            "it again as UTF-8."
+        ) from error
     return text
 
 

@@ -166,6 +166,7 @@ def language_model_learner(
         UsageError: for a `config` that `arch` does not know, and for `pretrained=True`.
     """
     _check_pretrained(pretrained)
+    config = _with_padding(dls, arch, config)
     model = get_language_model(arch, len(_text_vocab(dls)), config, drop_mult)
     loss_func = loss_func or TokenCrossEntropy()
     return LMLearner(dls, model, loss_func, splitter=split_lm, metrics=metrics, **kwargs)
@@ -206,8 +207,19 @@ def text_classifier_learner(
     n_out = n_out or getattr(dls, "c", None)
     if not n_out:
         raise UsageError("the data do not say how many classes there are; give n_out=.")
+    config = _with_padding(dls, arch, config)
+    pad_idx = getattr(dls.train, "pad_id", 1)
     model = get_text_classifier(
-        arch, len(_text_vocab(dls)), n_out, seq_len, config, drop_mult, lin_ftrs, ps, 1, max_len
+        arch,
+        len(_text_vocab(dls)),
+        n_out,
+        seq_len,
+        config,
+        drop_mult,
+        lin_ftrs,
+        ps,
+        pad_idx,
+        max_len,
     )
     return TextLearner(dls, model, splitter=split_clas, metrics=metrics, **kwargs)
 
@@ -218,6 +230,13 @@ def _check_pretrained(pretrained: bool) -> None:
             "there are no trained weights for text to download. Train a language model on your "
             "texts, learn.save_encoder(name), and load_encoder(name) in the next learner."
         )
+
+
+def _with_padding(dls: Any, arch: Any, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`config` with the token that the text is padded with: where that is none, all are trained."""
+    if not hasattr(dls, "text_block") or "pad_token" not in getattr(arch, "lm_config", {}):
+        return config
+    return {"pad_token": dls.text_block.pad_id, **(config or {})}
 
 
 def _text_vocab(dls: Any) -> list[str]:

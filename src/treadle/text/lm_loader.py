@@ -93,7 +93,6 @@ class LMLoader(DataLoader):
         super().__init__(
             dataset, bs, sampler=order, augment=shuffle, num_workers=0, seed=seed, **options
         )
-        self.num_workers = num_workers or 0
         self._docs: list[Ids] = dataset.docs if isinstance(dataset, Tokens) else self._read()
         self._lengths = np.array([len(doc) for doc in self._docs], np.int64)
         self._streams: dict[tuple[int, int], Stream] = {}

@@ -88,7 +88,7 @@ class BPETokenizer(Tokenizer):
         return self._with_bos(self._known().encode(text, add_special_tokens=False).tokens)
 
     def many(self, texts: Sequence[str]) -> list[list[str]]:
-        found = self._known().encode_batch_fast(list(texts), add_special_tokens=False)
+        found = self._known().encode_batch(list(texts), add_special_tokens=False)
         return [self._with_bos(one.tokens) for one in found]
 
     def detokenize(self, tokens: Iterable[str]) -> str:

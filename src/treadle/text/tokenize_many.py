@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -72,6 +70,8 @@ def tokenize_many(
 
 
 def _can_fork() -> bool:
+    import multiprocessing
+
     return hasattr(os, "sched_getaffinity") and "fork" in multiprocessing.get_all_start_methods()
 
 
@@ -93,6 +93,9 @@ _given: tuple[Tokenizer, Sequence[str]]
 def _forked(
     tokenizer: Tokenizer, texts: Sequence[str], pieces: Sequence[slice], workers: int
 ) -> list[Tokenized]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     global _given
     _given = tokenizer, texts
     context = multiprocessing.get_context("fork")

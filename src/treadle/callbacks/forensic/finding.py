@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,18 +90,26 @@ def is_finite(t: Tensor) -> bool:
     return bool(t.isfinite().all())
 
 
+def surely_finite(tensors: list[Tensor]) -> bool:
+    """Whether all numbers are finite, by sums of squares: these are quick, but may overflow by
+    themselves, so that False is no proof. Waits for the device, once."""
+    if not tensors:
+        return True
+    norms = torch._foreach_norm(tensors)
+    return math.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
+
+
 def spoilt_weights(model: nn.Module) -> dict[str, float]:
     """The parameters that are not finite and the buffers with a NaN: the first such number of each,
-    by name. An infinity in a buffer may be a mask. Waits for the device, once if all is well."""
-    floating = [(name, b) for name, b in model.named_buffers() if b.is_floating_point()]
-    bad = {name: ~p.detach().isfinite() for name, p in model.named_parameters()}
-    bad |= {name: b.isnan() for name, b in floating}
-    flags = [where.any() for where in bad.values()]
-    if not flags or not torch.stack([flag.to(flags[0].device) for flag in flags]).any():
+    by name. An infinity in a buffer may be a mask. Waits for the device."""
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+    if surely_finite([*params.values(), *buffers.values()]):
         return {}
-    tensors = {**dict(model.named_parameters()), **dict(floating)}
+    bad = {name: ~p.isfinite() for name, p in params.items()}
+    bad |= {name: b.isnan() for name, b in buffers.items()}
     spoilt = [name for name, where in bad.items() if where.any()]
-    return {name: float(tensors[name].detach()[bad[name]][0]) for name in spoilt}
+    return {name: float((params | buffers)[name][bad[name]][0]) for name in spoilt}
 
 
 def rows(t: Tensor, n: int) -> list[int]:

@@ -7,11 +7,10 @@ import warnings
 from abc import abstractmethod
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from treadle.callbacks.forensic.finding import NonFinite, spoilt_weights
+from treadle.callbacks.forensic.finding import NonFinite, spoilt_weights, surely_finite
 from treadle.callbacks.forensic.replay import KeptState, Replayed, replay
 from treadle.errors import CallbackError, TreadleError
 from treadle.loop.events import Callback
@@ -94,7 +93,7 @@ class NonFiniteCallback(Callback):
         loss = self.loss.detach()
         scaled = self.precision.scaler.is_enabled()  # scaled gradients may be infinite
         grads = [] if scaled else [p.grad for p in self.params if p.grad is not None]
-        if not _may_be_finite(loss, grads) and (seen := _not_finite(loss, grads)):
+        if not surely_finite([loss, *grads]) and (seen := _not_finite(loss, grads)):
             self.replaying = True
             self.found = replay(self.learn, self.kept, self, *seen)
             self.replaying = False
@@ -109,12 +108,6 @@ class NonFiniteCallback(Callback):
                 where = f"after epoch {self.epoch}"
                 self.found = NonFinite(name, value, self.epoch, None, where)
                 self.note_metric(self.found, "It does not count as a best value.")
-
-
-def _may_be_finite(loss: Tensor, grads: list[Tensor]) -> bool:
-    """Whether all are finite, by sums of squares: quick, but they may overflow by themselves."""
-    norms = [norm.to(loss.device) for norm in torch._foreach_norm(grads)] if grads else []
-    return math.isfinite(torch.stack([loss, *norms]).sum())  # waits for the device
 
 
 def _not_finite(loss: Tensor, grads: list[Tensor]) -> tuple[str, float] | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from threading import Event
-from typing import cast
 
 from treadle.data.cache.base import Frame, PixelCache, Pixels
 from treadle.data.workers import default_workers, in_order
@@ -55,7 +54,7 @@ def fill(
 
     tasks = [range(i, min(i + _AT_ONCE, cache.n)) for i in range(0, cache.n, _AT_ONCE)]
     done = in_order(work, tasks, default_workers() if workers is None else workers)
-    with _shown(cache.n, bar) as show, closing(cast(Generator[None], done)):
+    with _shown(cache.n, bar) as show, closing(done):
         for task, _ in zip(tasks, done, strict=True):
             if not cache.filled:
                 return  # it gave up, and has said why
