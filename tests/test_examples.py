@@ -75,7 +75,7 @@ def test_the_stored_pictures_can_be_seen(path):
         for output in cell.outputs
         if "image/png" in output.get("data", {})
     ]
-    assert len(pngs) >= 8
+    assert len(pngs) >= (8 if path.stem == "01_the_training_process" else 1)
     for png in pngs:
         with Image.open(io.BytesIO(base64.b64decode(png))) as image:
             assert image.width > 400 and len(image.convert("L").getcolors()) > 10
@@ -94,7 +94,7 @@ def test_it_runs_and_shows_what_is_stored(path, tmp_path):
     nbclient.NotebookClient(book, timeout=280, resources=resources).execute()
     for old, new in zip(code_cells(stored), code_cells(book), strict=True):
         assert kinds(new) == kinds(old), new.id
-        trained = re.search(r"fit|compare|comparison|lr_find|interp", new.source)
+        trained = re.search(r"fit|predict|compare|comparison|lr_find|interp", new.source)
         if not trained and "picture" not in " ".join(kinds(new)):
             assert list(texts(new)) == list(texts(old)), f"{new.id}: store the outputs anew"
 

@@ -19,6 +19,7 @@ from treadle.learner import Learner, load_learner
 from treadle.loop import Callback
 from treadle.registry import register
 from treadle.text import (
+    BPETokenizer,
     LMLoader,
     SortedLoader,
     SpaceTokenizer,
@@ -201,6 +202,18 @@ def test_vocab_goes_from_language_model_to_classifier():
     assert dls.vocab == [stream.vocab, ["even", "odd"]] and type(dls.train) is SortedLoader
     assert dls.numericalize("w1 other") == stream.numericalize("w1 other")
     assert dls.detokenize(dls.numericalize("W1")) == "W1"
+
+
+def test_bpe_under_both_kinds_of_loaders():
+    pytest.importorskip("tokenizers")
+    model = TextDataLoaders.from_lists(TEXTS, tok_tfm=BPETokenizer(270), bs=2, device="cpu")
+    learned = model.text_block.tokenizer
+    dls = classifier(text_vocab=model.vocab, tok_tfm=learned)
+    assert dls.vocab[0] == model.vocab == learned.vocab
+    assert dls.detokenize(dls.numericalize("w1 ☃")) == "w1 ☃"
+    assert [n for n, _ in model.text_block.unknown.values()] == [0, 0]
+    with pytest.raises(UsageError, match="not learnt"):
+        classifier(text_vocab=model.vocab, tok_tfm=BPETokenizer())
 
 
 def test_unknown_tokens_are_counted():

@@ -77,13 +77,13 @@ def test_nothing_is_left_behind(fits, workers, tmp_path):
     learn.add_cbs([held, SaveModelCallback(), SkipNonFinite()])
     with learn.no_logging():
         for _ in range(fits):
-            learn.fit_one_cycle(EPOCHS // fits, 0.02, checkpoint=Every(epochs=1))
+            learn.fit_one_cycle(EPOCHS // fits, 0.02, checkpoint=Every(epochs=2))
     rows = held.rows[WARM_UP:]
     assert len(rows) == EPOCHS - WARM_UP
     for name in rows[0].keys() - {"memory"}:
-        # A checkpoint that is being written, or a reader between two passes, comes and goes.
+        # A checkpoint that is being written comes and goes; what is left behind raises the floor.
         half = len(rows) // 2
         early, late = ({row[name] for row in part} for part in (rows[:half], rows[half:]))
-        assert max(late) <= max(early), (name, [row[name] for row in held.rows])
+        assert min(late) <= min(early), (name, [row[name] for row in held.rows])
     slope = np.polyfit(range(len(rows)), [row["memory"] for row in rows], 1)[0]
     assert slope <= MB_AN_EPOCH, [round(row["memory"], 1) for row in held.rows]
