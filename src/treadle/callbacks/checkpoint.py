@@ -252,7 +252,7 @@ def _counts(cb: Callback) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, value in vars(cb).items():
         if isinstance(value, (int, float)):
-            found[name] = value
+            found[name] = math.inf if value != value else value  # a NaN differs from itself
         elif isinstance(value, (list, dict, set, deque)):
             found[name] = len(value)
     return found

@@ -85,7 +85,9 @@ class EndRequest:
         if self.number is not None:
             return Preempted(128 + self.number, self.number.name)
         if time.monotonic() > self.until:
-            return Preempted(EX_TEMPFAIL, f"a time limit of {self.max_minutes:g} minutes")
+            minutes = self.max_minutes or 0.0
+            told = f"{minutes:.3g} minutes" if minutes >= 1 else f"{60 * minutes:.3g} seconds"
+            return Preempted(EX_TEMPFAIL, f"a time limit of {told}")
         return None
 
     def __enter__(self) -> Self:

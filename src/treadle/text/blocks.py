@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from treadle.data import Block
 from treadle.data.blocks import Labelled
 from treadle.errors import DataError, UsageError
-from treadle.losses import CrossEntropyLossFlat
 from treadle.registry import register
 from treadle.text.files import text_of
 from treadle.text.numericalize import Numericalize, make_vocab
+from treadle.text.scores import TokenCrossEntropy
 from treadle.text.tokenize import Tokenizer
 from treadle.text.tokenize_many import Tokenized, tokenize_many
 from treadle.text.tokenize_words import WordTokenizer
@@ -116,8 +116,8 @@ class TextBlock(Block):
 
     @property
     def loss_func(self) -> Callable[..., Any]:
-        """`CrossEntropyLossFlat()`: of a language model, whose target is the text itself."""
-        return CrossEntropyLossFlat()
+        """`TokenCrossEntropy()`: of a language model, whose target is the text itself."""
+        return TokenCrossEntropy()
 
     @property
     def loader_types(self) -> tuple[type, type]:
