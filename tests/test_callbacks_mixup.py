@@ -121,7 +121,7 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize("loss_func", LOSSES, ids=str)
+@pytest.mark.parametrize("loss_func", LOSSES)
 def test_with_nothing_to_mix_the_loss_is_the_plain_one(loss_func):
     """A batch of one sample mixes with itself."""
     x, y = torch.randn(6, 8), torch.randint(4, (6,))
