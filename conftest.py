@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Before torch is imported: workers that each take all cores would wait for one another.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((cores or 1) // int(workers), 1)))
 
 SHARED_DATA = Path(__file__).parents[1] / "shared" / "data"
 

@@ -28,6 +28,7 @@ _EXTRAS = {
     "mlflow-skinny": "mlflow",
     "onnx": "onnx",
     "zstandard": "zstd",
+    "tokenizers": "bpe",
 }
 _LEAST_FREE = 1e9  # bytes: a checkpoint or two, or the smallest of the public data sets
 _KERNEL = """
