@@ -6,13 +6,14 @@ import errno
 import os
 import re
 import shutil
+import weakref
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from treadle.data.cache import DiskCache, MemoryCache, choose, folders, open_cache
+from treadle.data.cache import DiskCache, MemoryCache, choose, folders, memory, open_cache
 from treadle.data.cache.free import free_memory
 from treadle.errors import DataError, UsageError
 
@@ -23,6 +24,7 @@ FILES = [f"/pictures/{i}.png" for i in range(4)]
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TREADLE_HOME", str(tmp_path))
+    monkeypatch.setattr(memory, "_living", weakref.WeakSet())  # those of other tests do not count
     return tmp_path
 
 

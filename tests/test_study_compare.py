@@ -342,14 +342,14 @@ def test_a_spoilt_file_is_named(tmp_path):
 
 
 def test_what_raised_is_tried_again(tmp_path):
-    makers = iter([learner, learner, partial(learner, cbs=Callback(after_loss=_no_memory))])
+    makers = iter([learner, learner, partial(learner, cbs=Callback(after_loss=_no_disk))])
     first = quiet(lambda: next(makers)(), {"a": SGD}, seeds=1, folder=tmp_path)
-    assert first["a"].runs[0].error.startswith("MemoryError: all gone")
+    assert first["a"].runs[0].error.startswith("OSError: all gone")
     assert quiet(learner, {"a": SGD}, seeds=1, folder=tmp_path)["a"].runs[0].finished
 
 
-def _no_memory(learn):
-    raise MemoryError("all gone")
+def _no_disk(learn):
+    raise OSError("all gone")
 
 
 # What cannot be meant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -32,6 +33,11 @@ SHARES |= {"no_logging": 1}  # of 20
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda fd: None)
+    # What is raised in one of these (hypothesis has one, once it was used) Python drops.
+    kept = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks.extend(kept)
     monkeypatch.setattr("treadle.callbacks.progress.make_display", kit.terminal)
 
 

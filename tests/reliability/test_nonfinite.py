@@ -21,6 +21,7 @@ from treadle.callbacks import (
     GradientAccumulation,
     NonFiniteError,
     NonFiniteWarning,
+    ProgressCallback,
     ReduceLROnPlateau,
     RollBack,
     SaveModelCallback,
@@ -113,7 +114,7 @@ def learner(*cbs, opt_func=Adam, dropout=0.3, metrics=(), path=".", dls=None):
     learn = Learner(
         dls, model, F.mse_loss, opt_func, lr=0.01, cbs=list(cbs), metrics=metrics, path=path
     )
-    learn.no_bar().__enter__()
+    learn.remove_cb(ProgressCallback)
     return learn
 
 

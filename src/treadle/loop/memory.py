@@ -142,7 +142,7 @@ def _advice(phase: str, loop: TrainingLoop, n: int | None) -> str:
     less = "mixed precision (to_bf16) and smaller inputs (Resize) need less, too"
     if not loop.training:
         return f"Half the batch (val_bs) needs about half; {less}."
-    n_acc = n if loop.window is None else loop.window.n_acc
+    n_acc = n if loop.window is None else max(n, loop.window.n_acc)
     return (
         f"Half the batch needs about half, and takes the same steps with "
         f"GradientAccumulation(n_acc={n_acc}); {less}."

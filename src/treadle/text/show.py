@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +58,7 @@ def _tokens(block: Any, numbers: Tensor) -> str:
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = 0) -> str:
-    """Columns of text, wrapped to `width` characters; 0 means the terminal's.
+    """Columns of text, wrapped to `width` characters; 0 means the terminal's, or 100.
 
     >>> print(text_table(["text", "label"], [["one two three four", "a"], ["five", "b"]], 20))
     text         | label
@@ -67,7 +68,8 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int =
     -------------+------
     five         | b
     """
-    width = width or shutil.get_terminal_size((100, 24)).columns
+    at_terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = width or (shutil.get_terminal_size().columns if at_terminal else 100)
     cells = [[_plain(cell) for cell in row] for row in rows]
     widths = _widths([list(heads), *cells], width)
     rule = "-+-".join("-" * w for w in widths)
