@@ -113,5 +113,8 @@ def start_child(work: Callable[[], None]) -> int:
     try:
         work()
         status = 0
+    except BaseException:
+        # not by sys.stderr: what pytest captures there stays in this process
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)

@@ -33,12 +33,12 @@ SHARES |= {"no_logging": 1}  # of 20
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda fd: None)
+    monkeypatch.setattr("treadle.callbacks.progress.make_display", kit.terminal)
     # What is raised in one of these (hypothesis has one, once it was used) Python drops.
     kept = gc.callbacks[:]
     gc.callbacks.clear()
     yield
     gc.callbacks.extend(kept)
-    monkeypatch.setattr("treadle.callbacks.progress.make_display", kit.terminal)
 
 
 @pytest.mark.parametrize(("workers", "mixed"), [(0, "mixup"), (2, "cutmix")])
