@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TreadleError(Exception):
@@ -56,3 +57,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
         return f"did you mean {close[0]}?"
     others = f" and {len(known) - _MOST_LISTED} more" if len(known) > _MOST_LISTED else ""
     return f"known are {', '.join(known[:_MOST_LISTED]) or 'none'}{others}."
+
+
+def printable(value: Any) -> str:
+    """`value` as text that a terminal takes as text: what is no character, such as the bytes of a
+    file's name that are not UTF-8, and what would steer the terminal is written as an escape.
+
+    >>> printable("caf\\udce9 \\x1b[31m")
+    'caf\\\\udce9 \\\\x1b[31m'
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from treadle.cli.runs import megabytes
-from treadle.cli.terminal import print_table, printable
+from treadle.cli.terminal import print_table
+from treadle.errors import printable
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Verdict = Literal["ok", "slow", "none", "broken"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from treadle.cli.runs import age, megabytes
-from treadle.cli.terminal import print_table, printable
+from treadle.cli.terminal import print_table
+from treadle.errors import printable
 
 if TYPE_CHECKING:
     from treadle.run.status import RunStatus

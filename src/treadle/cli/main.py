@@ -14,8 +14,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from treadle.cli.terminal import printable
-from treadle.errors import TreadleError
+from treadle.errors import TreadleError, printable
 
 DESCRIPTION = "Train models with PyTorch: open every part of training, and pay nothing for it."
 

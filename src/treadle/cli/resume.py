@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from cyclopts import Parameter
 
 from treadle.cli.running import CONFIG, go_on
-from treadle.cli.terminal import printable
 from treadle.cli.train import TrainSettings, check, task_of
-from treadle.errors import DataError
+from treadle.errors import DataError, printable
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 

@@ -17,8 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from treadle.cli.terminal import printable
-from treadle.errors import DataError, UsageError
+from treadle.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

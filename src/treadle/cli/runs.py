@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from treadle.cli.terminal import print_table, printable
-from treadle.errors import DataError
+from treadle.cli.terminal import print_table
+from treadle.errors import DataError, printable
 
 if TYPE_CHECKING:
     from treadle.run.status import RunStatus

@@ -1,17 +1,8 @@
-"""Text for a terminal."""
+"""Tables for a terminal."""
 
 from __future__ import annotations
 
 from typing import Any
-
-
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey, or could not show, written out.
-
-    >>> printable("a\\x1b[2Jb")
-    'a\\\\x1b[2Jb'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def print_table(table: Any) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["describe", "name_of", "printable", "shortened"]
+from treadle.errors import printable
+
+__all__ = ["describe", "name_of", "shortened"]
 
 
 def describe(value: Any) -> str:
@@ -57,19 +59,6 @@ def shortened(value: Any, most: int = 10) -> str:
 def _on_one_line(value: Any) -> str:
     text = printable(" ".join(str(value).split()))
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def printable(value: Any) -> str:
-    """`value` as text that a terminal takes as text: what is no character, such as the bytes of a
-    file's name that are not UTF-8, and what would steer the terminal is written as an escape.
-
-    >>> printable("caf\\udce9 \\x1b[31m")
-    'caf\\\\udce9 \\\\x1b[31m'
-    """
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _range(array: np.ndarray[Any, Any]) -> str:

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from treadle.data.blocks import BBoxLblBlock, Block, MaskBlock
 from treadle.data.datasets import Dataset
-from treadle.data.describe import printable
 from treadle.data.loaders import Batch, DataLoader
 from treadle.data.targets import in_pixels
-from treadle.errors import UsageError
+from treadle.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from treadle.data.collate import collate
 from treadle.data.dataloaders import loader_types
 from treadle.data.datasets import Dataset, Datasets
-from treadle.data.describe import describe, name_of, printable, shortened
+from treadle.data.describe import describe, name_of, shortened
 from treadle.data.draws import Draws
 from treadle.data.loaders import DataLoader
 from treadle.data.making import Made, Task
 from treadle.data.samples import through
 from treadle.data.stages import Elements
-from treadle.errors import UsageError
+from treadle.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from treadle.data.datablock import DataBlock

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from treadle.data.describe import printable
+from treadle.errors import printable
 
 __all__ = ["print_texts", "text_table"]
 
