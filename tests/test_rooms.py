@@ -15,26 +15,30 @@ import treadle.all
 
 SRC = Path(treadle.all.__file__).parent
 
-FLOOR_1 = {"errors", "interrupts", "native", "registry", "schedule", "source"}
+FLOOR_1 = {"errors", "interrupts", "native", "registry", "schedule", "source", "world"}
 FLOOR_2 = {"losses", "metrics", "plots", "params", "optim", "data", "loop"}
-FLOOR_3 = {"callbacks", "study", "run"}
+FLOOR_3 = {"callbacks", "distributed", "study", "run"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
     "schedule": {"errors"},
+    "world": {"errors"},
     "source": {"errors"},
     "native": set(),
     "registry": {"errors"},
     "params": set(),
     "losses": {"errors", "registry"},
-    "metrics": {"errors"},
+    "metrics": {"errors", "world"},
     "plots": {"errors"},
-    "optim": {"errors", "native"},
-    "data": {"errors", "interrupts", "losses", "native", "plots", "registry"},
-    "loop": {"errors", "interrupts"},
-    "callbacks": {"errors", "interrupts", "schedule", "loop", "metrics", "losses", "plots", "run"},
+    "optim": {"errors", "native", "world"},
+    "data": {"errors", "interrupts", "losses", "native", "plots", "registry", "world"},
+    "loop": {"errors", "interrupts", "world"},
+    "callbacks": {
+        *("errors", "interrupts", "schedule", "loop", "metrics", "losses", "plots", "run", "world")
+    },
     "study": {"errors", "interrupts", "schedule", "loop", "callbacks", "metrics", "plots", "run"},
-    "run": {"errors"},
+    "run": {"errors", "world"},
+    "distributed": {"errors", "interrupts", "loop", "world"},
     "learner": FLOOR_1 | FLOOR_2 | FLOOR_3 - {"data"},
     "vision": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},
     "text": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},

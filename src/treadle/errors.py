@@ -5,8 +5,9 @@ what to do.
     ├── UsageError      an argument that cannot be meant: an unknown architecture, a bad number
     │   ├── ChainError      steppers that cannot run together (also a TypeError)
     │   └── CallbackError   a callback that cannot do what it says
-    └── DataError       a path, a folder, an archive or a file that is not what was expected
-        └── DownloadError   the network or a mirror did not deliver
+    ├── DataError       a path, a folder, an archive or a file that is not what was expected
+    │   └── DownloadError   the network or a mirror did not deliver
+    └── RankError       a process of a run of several failed, left or does not answer
 
 The command line turns each of these into one line on stderr and exit status 2.
 """
@@ -40,6 +41,10 @@ class DataError(TreadleError):
 
 class DownloadError(DataError):
     """A download that did not arrive whole."""
+
+
+class RankError(TreadleError):
+    """A process of a run of several that failed, left or does not answer; names its rank."""
 
 
 _MOST_LISTED = 30
