@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import socket
 import time
@@ -62,7 +63,7 @@ def outcomes(
                 found.append(("hung", ""))
                 continue
             try:
-                found.append(receiver.recv())
+                found.append(pickle.loads(receiver.recv_bytes()))
             except EOFError:
                 process.join(left)
                 found.append(("died", process.exitcode))
@@ -93,6 +94,6 @@ def _as_rank(
         outcome = "returned", work(*args)
     except BaseException:
         outcome = "raised", traceback.format_exc()
-    pipe.send(outcome)
+    pipe.send_bytes(pickle.dumps(outcome))  # tensors whole, not as files shared with the parent
     pipe.close()
     os._exit(0)  # without the parent's exit handlers and pytest's

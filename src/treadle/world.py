@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -135,6 +136,22 @@ def timeout() -> timedelta:
     if not seconds > 0:
         raise UsageError(f"{TIMEOUT}={text!r} cannot be meant; give a number of seconds above 0.")
     return timedelta(seconds=seconds)
+
+
+@contextmanager
+def drawing_apart() -> Iterator[None]:
+    """With random numbers of torch's that are others in each process, as for dropout; from the end
+    of the block on all go on with those of rank 0."""
+    now, before = world(), torch.get_rng_state()
+    seed = int(torch.randint(2**62, ()))  # the same in all
+    if not now.is_main:
+        torch.manual_seed(seed + now.rank)
+    try:
+        yield
+    except BaseException:  # the others may be elsewhere
+        torch.set_rng_state(before)
+        raise
+    _draw_alike(now)
 
 
 def _join() -> None:

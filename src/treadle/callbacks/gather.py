@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from treadle.loop.events import Callback
 from treadle.loop.nested import map_tensors
 from treadle.metrics import batch_size
 
+_NOTHING = object()
+
 
 class GatherPredsCallback(Callback):
-    """Collects predictions, targets and, when asked, inputs and per-sample losses of a validation.
+    """Collects predictions, targets and, when asked, inputs and per-sample losses of a validation;
+    of several processes each gets those of all.
 
     What is kept moves to the CPU a batch at a time, so a large set does not fill the device.
     """
@@ -40,6 +44,13 @@ class GatherPredsCallback(Callback):
         if self.with_loss:
             n = batch_size(self.yb or self.xb)
             self.losses.append(by_sample(self.loss.detach(), n).cpu())
+
+    def after_validate(self) -> None:
+        for name in ("inputs", "preds", "targets", "losses"):
+            mine = getattr(self, name)
+            # batch by batch, as one process would have had them
+            turns = zip_longest(*self.readers.all(mine), fillvalue=_NOTHING)
+            setattr(self, name, [part for turn in turns for part in turn if part is not _NOTHING])
 
 
 def by_sample(loss: Tensor, n: int) -> Tensor:

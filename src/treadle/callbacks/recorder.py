@@ -121,6 +121,10 @@ class Recorder(Callback):
             for metric in (self.valid_loss, *self.metrics):
                 metric.accumulate(learn)
 
+    def after_validate(self) -> None:
+        for metric in (self.valid_loss, *self.metrics):
+            metric.share(self.readers)
+
     def after_epoch(self) -> None:
         trained = self._recorded > (self.iters[-1] if self.iters else 0)
         self.iters.append(self._recorded)

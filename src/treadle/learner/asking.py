@@ -17,6 +17,7 @@ from treadle.interrupts import scoped, undivided
 from treadle.loop.listeners import Callbacks, as_list
 from treadle.loop.memory import memory_told
 from treadle.loop.training import TrainingLoop, assigned
+from treadle.world import World
 
 
 class Asking(TrainingLoop):
@@ -81,6 +82,7 @@ class Asking(TrainingLoop):
         """The answer for one item (a path or an image): the decoded label, its index or value, and
         the probabilities of all classes."""
         dl = self.dls.test_dl([item])
+        dl.world = World()  # whoever asks gets the answer, and needs nobody else for it
         preds, _, decoded = self.get_preds(dl=dl, with_decoded=True)
         decode = getattr(self.dls, "decode_target", None)
         label = decode(decoded[0]) if decode is not None else decoded[0]

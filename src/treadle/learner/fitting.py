@@ -50,6 +50,7 @@ class Fitting(Resuming):
     @undivided
     def create_opt(self) -> None:
         """Make the optimizer anew; norms and biases do not decay unless `wd_bn_bias`."""
+        self.parallel.spread(self)
         self.opt = make_opt(self.opt_func, self.splitter(self.model), lr=self.lr)
         self._made_for = self.opt, set(self.model.parameters())
         self._name_params()

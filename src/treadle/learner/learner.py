@@ -13,12 +13,14 @@ from treadle.callbacks.progress import ProgressCallback
 from treadle.callbacks.recorder import Recorder
 from treadle.callbacks.table import Table, no_table
 from treadle.callbacks.train_eval import TrainEvalCallback
+from treadle.distributed import as_parallel
 from treadle.errors import UsageError
 from treadle.interrupts import scoped
 from treadle.learner.asking import Asking
 from treadle.learner.exporting import Exporting, rebuilt
 from treadle.learner.fitting import Fitting
 from treadle.loop.listeners import Callbacks
+from treadle.loop.parallel import Parallel
 from treadle.loop.precision import Precision
 from treadle.loop.training import assigned
 from treadle.metrics import Metric
@@ -46,9 +48,12 @@ class Learner(Fitting, Asking, Exporting):
         moms: momenta of one cycle: at the start, in the middle, at the end.
         default_cbs: whether to add `TrainEvalCallback`, `Recorder` and `ProgressCallback`.
         precision: "fp32", "bf16" or "fp16".
+        parallel: how several processes share the work: "ddp" (by itself where torchrun started
+            them), "fsdp", or one of `treadle.distributed` with its options, such as
+            `DDP(sync_bn=True)`.
 
     Raises:
-        UsageError: if there is no loss.
+        UsageError: if there is no loss, or `precision` or `parallel` is unknown.
     """
 
     recorder: Recorder
@@ -71,6 +76,7 @@ class Learner(Fitting, Asking, Exporting):
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
         default_cbs: bool = True,
         precision: str = "fp32",
+        parallel: str | Parallel | None = None,
     ) -> None:
         loss_func = loss_func if loss_func is not None else getattr(dls, "loss_func", None)
         if loss_func is None:
@@ -83,8 +89,9 @@ class Learner(Fitting, Asking, Exporting):
         self.path = Path(path if path is not None else getattr(dls, "path", "."))
         self.model_dir = Path(model_dir)
         self.wd, self.wd_bn_bias, self.train_bn, self.moms = wd, wd_bn_bias, train_bn, moms
-        self.precision = Precision(precision)
-        self.logger: Callable[[Sequence[Any]], None] = Table(print)
+        self.precision, self.parallel = Precision(precision), as_parallel(parallel)
+        is_main = self.parallel.world.is_main
+        self.logger: Callable[[Sequence[Any]], None] = Table(print) if is_main else no_table
         metrics = list(metrics) if isinstance(metrics, Sequence) else [metrics]
         if default_cbs:
             self.add_cbs([TrainEvalCallback(), Recorder(metrics), ProgressCallback()])

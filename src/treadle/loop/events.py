@@ -136,6 +136,8 @@ class Callback:
         run, run_train, run_valid: switches; the last two for events within batches.
         reports: whether it only tells what happens, or judges it; `lr_find` and `get_preds` go
             without those.
+        on_main: whether, of several processes, it is heard in the main one alone: it prints, or
+            writes a file.
         state_names: the attributes that change while training and that a resumed fit is to go on
             with: tensors, numbers, text, and lists, tuples or dicts of these. Those of the parent
             classes need not be named again. For more than that, write `state_dict` and
@@ -157,6 +159,7 @@ class Callback:
     run_train: bool = True
     run_valid: bool = True
     reports: bool = False
+    on_main: bool = False
     state_names: ClassVar[Sequence[str]] = ()
     learn: Any
     _heard: ClassVar[frozenset[str]] = frozenset()

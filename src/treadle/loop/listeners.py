@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any, Self
 
 from treadle.errors import CallbackError
@@ -10,6 +10,7 @@ from treadle.interrupts import scoped, undivided
 from treadle.loop.events import CANCELS, INNER_EVENTS, Callback, check_event_name, event
 from treadle.loop.explain import explain_event, outline
 from treadle.loop.order import sort_callbacks
+from treadle.loop.parallel import Parallel
 
 Callbacks = Callback | type[Callback] | Sequence[Callback | type[Callback]] | None
 
@@ -18,13 +19,21 @@ class Listeners:
     """Holds callbacks and calls those who hear an event. `cbs` are all of them, as added."""
 
     training: bool
+    parallel: Parallel
 
     def __init__(self) -> None:
         self.cbs: list[Callback] = []
+        self.agreed: Set[str] = frozenset()  # events at which processes ask who cancels
         self._sort_listeners()
 
     def __call__(self, name: str) -> None:
         """Fire the event `name`: every callback that hears it, in order."""
+        if self.agreed and name in self.agreed:
+            self.parallel.agree(name, self._fire)
+        else:
+            self._fire(name)
+
+    def _fire(self, name: str) -> None:
         for cb, heard, inner in self._listeners[name]:
             if cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)):
                 try:
@@ -34,6 +43,16 @@ class Listeners:
                 except BaseException as error:
                     _tell_where(error, cb, name)
                     raise
+
+    @scoped
+    def silence(self) -> Iterator[None]:
+        """With nobody to hear an event. What one process hears and cancels, this one does too."""
+        heard = self._listeners
+        try:
+            self._listeners = {name: [] for name in heard}
+            yield
+        finally:
+            self._listeners = heard
 
     @undivided
     def add_cb(self, cb: Callback | type[Callback]) -> Self:
@@ -154,7 +173,8 @@ class Listeners:
         print(explain_event(name, self.cbs))
 
     def _sort_listeners(self) -> None:
-        ordered = sort_callbacks(self.cbs)
+        is_main = self.parallel.world.is_main
+        ordered = [cb for cb in sort_callbacks(self.cbs) if is_main or not cb.on_main]
         # An event that nobody hears costs one look into this table.
         self._listeners: dict[str, list[tuple[Callback, Callable[[], Any], bool]]] = {
             name: [(cb, getattr(cb, name), inner) for cb in ordered if cb.hears(name)]

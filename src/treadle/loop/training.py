@@ -28,8 +28,12 @@ from treadle.loop.events import (
 from treadle.loop.listeners import Listeners
 from treadle.loop.modes import modes_put_back
 from treadle.loop.nested import map_tensors
+from treadle.loop.parallel import Parallel
 from treadle.loop.precision import Precision
 from treadle.loop.window import Window
+from treadle.world import World
+
+_ALONE = World()
 
 
 class TrainingLoop(Listeners):
@@ -41,7 +45,7 @@ class TrainingLoop(Listeners):
     assigned, differentiated), `loss_grad` (what is differentiated), `n_epoch`, `n_iter`, `epoch`,
     `iter`, `training`; `updates` (optimizer steps applied in this fit, without those that turned
     out to be skipped), `planned_updates`, `first_epoch` and `first_iter` (where a fit that was
-    interrupted goes on), `precision`, `window` (None: a step for each batch) and `scope` (a
+    interrupted goes on), `precision`, `parallel`, `window` (None: a step for each batch) and `scope` (a
     `contextlib.ExitStack` that unwinds when the fit ends, however it ends).
 
     Of a batch that is cancelled nothing is left: no prediction, no loss, no gradient.
@@ -51,6 +55,7 @@ class TrainingLoop(Listeners):
         self.dls, self.model, self.loss_func = dls, model, loss_func
         self.opt: Any = None
         self.precision = Precision()
+        self.parallel = Parallel()
         self.window: Window | None = None
         self.dl: Any = None
         self.xb: tuple[Any, ...] = ()
@@ -117,7 +122,7 @@ class TrainingLoop(Listeners):
         self._look_at_data()
         first, self.first_iter = self.first_iter, 0
         with _reading(self.dl) as batches:
-            for i, b in enumerate(batches, first):
+            for i, b in self.parallel.batches(self, batches, first):
                 self.one_batch(i, b)
 
     def one_batch(self, i: int, b: Any) -> None:
@@ -133,9 +138,10 @@ class TrainingLoop(Listeners):
         self("after_batch")
 
     def _do_one_batch(self) -> None:
-        self.pred = self.precision.forward(self.model, *self.xb)
+        self.pred = self.precision.forward(self.parallel.model(self), *self.xb)
         self("after_pred")
-        self.loss = self.loss_func(self.pred, *self.yb) if self.yb else None
+        loss = self.loss_func(self.pred, *self.yb) if self.yb else None
+        self.loss = self.parallel.joint(self, loss)
         self("after_loss")
         if self.training:
             self._check_targets()
@@ -149,14 +155,15 @@ class TrainingLoop(Listeners):
             self._gradient_is_in = True
             loss = self._loss_grad
             if self.window is not None:
-                loss = self.window.add(self.loss, loss, self.yb)
-            self.precision.backward(loss)
+                loss = self.window.add(self.loss, loss, self.parallel.samples(self))
+            self.parallel.backward(self, loss)
         except CancelBackwardException:
             self("after_cancel_backward")
         self("after_backward")
 
     @undivided  # weights and state of the optimizer belong together
     def _do_step(self) -> None:
+        self.parallel.before_step(self)
         if self.window is not None:
             self.window.close(self.opt)
         if self._listeners["before_step"]:
@@ -224,6 +231,7 @@ class TrainingLoop(Listeners):
             self.model.to(self.device)
             self.precision.to(self.device)
         self._sort_listeners()
+        self.parallel.settle(self)
 
     @scoped
     def _open_scope(self) -> Iterator[None]:
@@ -232,13 +240,19 @@ class TrainingLoop(Listeners):
         device_type = "cpu" if self.device is None else self.device.type
         with modes_put_back(self.model, device_type):
             try:
-                with ExitStack() as self.scope:
+                with ExitStack() as self.scope, self.parallel.scope(self):
                     yield
             except BaseException:
                 self.training = training
                 raise
             finally:
                 self.scope = outer
+
+    @property
+    def readers(self) -> World:
+        """The processes that share the batches of `dl`: this one alone where each reads all."""
+        readers: World = getattr(self.dl, "world", _ALONE)
+        return readers
 
     @property
     def loss(self) -> Any:

@@ -33,14 +33,17 @@ class Window:
         self.samples, self.closed = 0, False
         self._loss: Any = 0.0
 
-    def add(self, loss: Tensor, loss_grad: Tensor, yb: Any) -> Tensor:
-        """Take a batch in; what is returned is to be differentiated."""
+    def add(self, loss: Tensor, loss_grad: Tensor, n: int) -> Tensor:
+        """Take a batch of `n` samples in; what is returned is to be differentiated."""
         if self.closed:
             self.clear()
-        n = samples_in(yb)
         self.samples += n
         self._loss = self._loss + loss.detach() * n
         return loss_grad * (n / self.n_acc)
+
+    def will_be_due(self, n: int, last: bool) -> bool:
+        """Whether it is time to step once a batch of `n` samples is in."""
+        return last or n + (0 if self.closed else self.samples) >= self.n_acc
 
     def is_due(self, last: bool) -> bool:
         """Whether it is time to step: there are samples enough, or they were the `last`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from treadle.errors import UsageError
 from treadle.metrics.base import AvgMetric, Metric, kind_of
+from treadle.world import World
 
 
 class ComputedMetric(Metric):
@@ -18,7 +19,7 @@ class ComputedMetric(Metric):
     It goes to the device of the first prediction by its own `to`, if it has one. Its `compute`
     gives one number. Its checks of the arguments may read the batch, and so wait for the device:
     most classes of torchmetrics take `validate_args=False`. It cannot be merged; in several
-    processes those of torchmetrics gather what they need when they compute.
+    processes those of torchmetrics (with a `sync`) gather what they need when they compute.
 
     Args:
         metric: the object.
@@ -39,6 +40,12 @@ class ComputedMetric(Metric):
             self.metric.to(learn.pred.device)
         self.metric.update(learn.pred, *learn.yb)
         self.batches += 1
+
+    def share(self, readers: World) -> None:
+        if readers.size > 1:
+            if not hasattr(self.metric, "sync"):
+                super().share(readers)
+            self.batches = sum(readers.all(self.batches))
 
     @property
     def value(self) -> float | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from treadle.errors import UsageError
+from treadle.world import World
 
 P = ParamSpec("P")
 Sums = tuple[Any, ...]
@@ -71,6 +72,18 @@ class Metric(ABC):
             f"{type(self).__name__} cannot be merged: it has no merge(other). A SumMetric has one."
         )
 
+    def share(self, readers: World) -> None:
+        """Take in what the other processes saw, each in its part of the data; all call it, and all
+        have the value of the whole then.
+
+        Raises:
+            UsageError: if this metric does not say how to merge.
+        """
+        if readers.size > 1:
+            for rank, other in enumerate(readers.all(self)):
+                if rank != readers.rank:
+                    self.merge(other)
+
 
 class SumMetric(Metric):
     """A metric that is a function of sums over the data.
@@ -127,6 +140,11 @@ class SumMetric(Metric):
         if other.totals:
             self._add(tuple(map(_beside, other.totals, self.totals or other.totals)))
 
+    def share(self, readers: World) -> None:
+        if readers.size > 1:
+            seen = [totals for totals in readers.all(tuple(map(_off_device, self.totals))) if totals]
+            self.totals = functools.reduce(self.plus, seen) if seen else ()
+
     def _add(self, sums: Sums) -> None:
         if not self.totals:
             self.totals = tuple(map(_widened, sums))
@@ -154,6 +172,12 @@ def _beside(theirs: Any, mine: Any) -> Any:
     if isinstance(theirs, list):
         return [_beside(part, mine[0]) for part in theirs]
     return theirs
+
+
+def _off_device(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_off_device(each) for each in part]
+    return part.cpu() if isinstance(part, Tensor) else part
 
 
 def _widened(part: Any) -> Any:
