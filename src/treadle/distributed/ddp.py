@@ -6,6 +6,7 @@ import gc
 import inspect
 from collections.abc import Callable
 from operator import is_
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from treadle.distributed.several import Several, trainable
 from treadle.errors import UsageError
+from treadle.loop.parallel import Parallel
 from treadle.loop.training import TrainingLoop
 
 
@@ -43,6 +45,9 @@ class DDP(Several):
         self._of: tuple[nn.Module | None, list[Tensor], list[bool]] = None, [], []
         self._unchecked = False  # no backward pass has shown yet which parameters get a gradient
 
+    def alone(self) -> Parallel:
+        return Parallel()
+
     def settle(self, loop: TrainingLoop) -> None:
         super().settle(loop)
         params = list(loop.model.parameters())
@@ -69,13 +74,13 @@ class DDP(Several):
 
     def _wrap(self, model: nn.Module) -> None:
         self._forget()
-        params = list(model.parameters())
+        params: list[Tensor] = list(model.parameters())
         self._of = model, params, [p.requires_grad for p in params]
         if trainable(model):
             # Buffers are sent after the batch, so that all see the same. What says so was renamed.
             known = inspect.signature(DistributedDataParallel).parameters
             new = "forward_sync_buffers"
-            options = {new if new in known else "broadcast_buffers": False}
+            options: dict[str, Any] = {new if new in known else "broadcast_buffers": False}
             self._ddp = DistributedDataParallel(
                 model,
                 find_unused_parameters=self.find_unused,

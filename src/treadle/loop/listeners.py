@@ -20,6 +20,7 @@ class Listeners:
 
     training: bool
     parallel: Parallel
+    _listeners: dict[str, list[tuple[Callback, Callable[[], Any], bool]]]
 
     def __init__(self) -> None:
         self.cbs: list[Callback] = []
@@ -162,7 +163,8 @@ class Listeners:
 
     def show_training_loop(self) -> None:
         """Print the loop, and at each event who hears it, in order."""
-        print(outline(self.ordered_cbs))
+        if self.parallel.world.is_main:
+            print(outline(self.ordered_cbs))
 
     def explain(self, name: str) -> None:
         """Print who hears the event `name`, why in that order, and what each changes there.
@@ -170,13 +172,15 @@ class Listeners:
         Raises:
             CallbackError: if there is no such event, with the nearest.
         """
-        print(explain_event(name, self.cbs))
+        told = explain_event(name, self.cbs)
+        if self.parallel.world.is_main:
+            print(told)
 
     def _sort_listeners(self) -> None:
         is_main = self.parallel.world.is_main
         ordered = [cb for cb in sort_callbacks(self.cbs) if is_main or not cb.on_main]
         # An event that nobody hears costs one look into this table.
-        self._listeners: dict[str, list[tuple[Callback, Callable[[], Any], bool]]] = {
+        self._listeners = {
             name: [(cb, getattr(cb, name), inner) for cb in ordered if cb.hears(name)]
             for name, inner in ((name, name in INNER_EVENTS) for name in event.__members__)
         }

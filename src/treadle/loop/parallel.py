@@ -25,6 +25,11 @@ class Parallel:
     name = "none"
     world = World()
 
+    def alone(self) -> Parallel:
+        """The strategy for a validation of data that this process reads whole, and perhaps it
+        alone: nobody may have to be waited for."""
+        return self
+
     def spread(self, loop: TrainingLoop) -> None:
         """Put the model where this strategy wants it, before there is an optimizer for it."""
 
