@@ -64,11 +64,12 @@ class Counts(Callback):
 
 
 class CancelsOnOne(Callback):
-    """Raises in rank 1 only, in the third batch of training or at the event's first time."""
+    """Raises in rank 1 only, in the third batch of training or before a validation."""
 
     def __init__(self, name, kind):
         def hear(cb):
-            if world().rank == 1 and (cb.iter == 2 or not cb.learn.training):
+            now = name == "before_validate" or (cb.learn.training and cb.iter == 2)
+            if now and world().rank == 1:
                 raise kind
 
         super().__init__(**{name: hear})
