@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._dynamo  # torch's DDP imports it late, which takes seconds in each process
 
 WAIT = 60.0
 """Seconds for all processes to end."""

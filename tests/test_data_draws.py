@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from treadle.data.draws import Draws, permutation, uniform
+from treadle.data.draws import Draws, uniform
+from treadle.data.permutation import permutation
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 

@@ -15,13 +15,17 @@ import treadle.all
 
 SRC = Path(treadle.all.__file__).parent
 
-FLOOR_1 = {"errors", "interrupts", "native", "registry", "schedule", "source", "world"}
+FLOOR_1 = {
+    *("errors", "interrupts", "native", "registry", "schedule", "shards", "source", "sums", "world")
+}
 FLOOR_2 = {"losses", "metrics", "plots", "params", "optim", "data", "loop"}
 FLOOR_3 = {"callbacks", "distributed", "study", "run"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
     "schedule": {"errors"},
+    "shards": set(),
+    "sums": {"shards"},
     "world": {"errors"},
     "source": {"errors"},
     "native": set(),
@@ -30,14 +34,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"errors", "registry"},
     "metrics": {"errors", "world"},
     "plots": {"errors"},
-    "optim": {"errors", "native", "world"},
+    "optim": {"errors", "native", "shards", "sums", "world"},
     "data": {"errors", "interrupts", "losses", "native", "plots", "registry", "world"},
-    "loop": {"errors", "interrupts", "world"},
+    "loop": {"errors", "interrupts", "shards", "world"},
     "callbacks": {
-        *("errors", "interrupts", "schedule", "loop", "metrics", "losses", "plots", "run", "world")
+        *("errors", "interrupts", "schedule", "loop", "metrics", "losses", "plots", "run"),
+        *("shards", "sums", "world"),
     },
     "study": {"errors", "interrupts", "schedule", "loop", "callbacks", "metrics", "plots", "run"},
-    "run": {"errors", "world"},
+    "run": {"errors", "shards", "world"},
     "distributed": {"errors", "interrupts", "loop", "world"},
     "learner": FLOOR_1 | FLOOR_2 | FLOOR_3 - {"data"},
     "vision": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},

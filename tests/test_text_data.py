@@ -91,7 +91,7 @@ def test_seek_comes_to_any_batch_of_any_epoch():
     batches = iter(loader)
     next(batches)
     state = loader.state_dict()
-    assert state == {"seed": 7, "epoch": 2, "batch": 1, "bs": 3, "n": loader.n, "seq_len": 4}
+    assert state == {"seed": 7, "epoch": 2, "batch": 1, "total_bs": 3, "n": loader.n, "seq_len": 4}
     other.load_state_dict(state)
     left, again = list(batches), list(other)
     assert len(left) == len(again) == len(loader) - 1

@@ -160,7 +160,7 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "a size of text": (said(lambda m: m["tensors"]["model"].update(size="1")), "not a count"),
     "no hash": (said(lambda m: m["tensors"]["model"].pop("sha256")), "sha256"),
     "an empty hash": (said(lambda m: m["tensors"]["model"].update(sha256="")), "64 hexadecimal"),
-    "a schema to come": (said(lambda m: m.update(schema=2)), "has the schema 2"),
+    "a schema to come": (said(lambda m: m.update(schema=3)), "has the schema 3"),
     "a schema of truth": (said(lambda m: m.update(schema=True)), "has the schema True"),
     "step of another": (said(lambda m: m.update(step=9)), "swapped with another"),
     "score not a number": (edit(b'"score": null', b'"score": NaN'), "damaged or no manifest"),

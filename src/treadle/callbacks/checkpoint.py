@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from treadle.callbacks.tracker import find_column, natural_comp
 from treadle.errors import UsageError
 from treadle.interrupts import undivided
+from treadle.loop.agreement import Agreement
 from treadle.loop.events import Callback
 from treadle.loop.signals import ENDING, EndRequest, Preempted
 from treadle.loop.snapshot import Batches, can_seek, snapshot
@@ -80,6 +81,13 @@ class CheckpointCallback(Callback):
     once. Handlers are those of before when the fit ends; a fit in another thread than the main one
     hears no signals.
 
+    **Several processes** write one checkpoint together, which any number of processes can go on
+    with; where each has something of its own, such as its random numbers, the one of rank r gets
+    back what that of rank r modulo their old number had. What any of them was asked, all obey after
+    the same batch, the one after the next; the clock of rank 0 says when minutes are over. Within a
+    window of `GradientAccumulation`, where each has gradients of its own, a checkpoint waits for
+    the window's end.
+
     Args:
         every: when a checkpoint is due; None: only when the fit begins, ends or is left.
         folder: where they are written; `learn.path/"checkpoints"` if None.
@@ -131,13 +139,18 @@ class CheckpointCallback(Callback):
         self.begun_with: dict[str, Any] | None = None
         self.begun = False
         self.silent: dict[Callback, dict[str, float]] | None = None
+        self.world = self.learn.parallel.world
+        self.agreement = Agreement(self.world)
+        self.waits = False  # a checkpoint is due at the end of the window
         folder = self.folder or self.path / "checkpoints"
         self.fit_scope = self.scope
         self.scope.push(self._leave_at_end)
         self.scope.enter_context(self.request)
         self.column = find_column(self, self.monitor) if self.keep_best else None
         keep = {"keep_last": self.keep_last, "keep_best": self.keep_best}
-        self.writer = self.scope.enter_context(Writer(folder, **keep, on_full=self.on_full))
+        self.writer = self.scope.enter_context(
+            Writer(folder, **keep, on_full=self.on_full, among=self.world)
+        )
 
     def before_train(self) -> None:
         # A loader that cannot seek is to draw this epoch's order again.
@@ -159,11 +172,38 @@ class CheckpointCallback(Callback):
 
     def after_batch(self) -> None:
         if self.learn.training:
-            if self._is_due() or self.request.asked():
+            self._after_training()
+        # The last batch of a validation may not be heard of in every process.
+        elif self.validating and (self.world.size == 1 or self.iter + 1 < self.n_iter):
+            if left := self._agreed(self.agreement.answer)[1]:
+                self._submit(self.validating)
+                self._leave(left)
+            self.agreement.ask(*self._own())
+
+    def _after_training(self) -> None:
+        by_time, left = self._agreed(self.agreement.answer)
+        if by_time or left or self.waits or self._is_due():
+            self.waits = self._is_within_window()
+            if not self.waits:
                 self._checkpoint(self.iter + 1)
-        elif self.validating and (left := self.request.asked()):
-            self._submit(self.validating)
-            self._leave(left)
+        self.agreement.ask(*self._own())
+
+    def _is_within_window(self) -> bool:
+        """Whether the processes have gradients that are not yet those of all."""
+        window = self.learn.window
+        is_open = window is not None and window.samples > 0 and not window.closed
+        return self.world.size > 1 and is_open
+
+    def _own(self) -> tuple[int, int]:
+        """Whether minutes are over, by the clock of rank 0; and the status to leave with, or 0."""
+        every = self.every
+        minutes = every.minutes if every is not None and self.world.is_main else None
+        is_over = minutes is not None and time.monotonic() - self.written >= 60 * minutes
+        return int(is_over), self.request.code
+
+    def _agreed(self, how: Callable[..., tuple[int, ...]]) -> tuple[int, Preempted | None]:
+        is_over, code = how(*self._own())
+        return is_over, self.request.preempted(code)
 
     def after_validate(self) -> None:
         self.validating = None
@@ -172,23 +212,20 @@ class CheckpointCallback(Callback):
         done = self.epoch + 1
         every = 1 if self.keep_best else self.every and self.every.epochs
         due = done == self.n_epoch or (every and done % every == 0)
-        if due or self.request.asked():
+        left = self._agreed(self.agreement.now)[1]
+        if due or left:
             self._checkpoint(None)
 
     def _is_due(self) -> bool:
-        every = self.every
-        if every is None:
-            return False
-        by_updates = every.updates and self.learn.updates - self.updates_then >= every.updates
-        by_time = every.minutes and time.monotonic() - self.written >= 60 * every.minutes
-        return bool(by_updates or by_time)
+        updates = self.every and self.every.updates
+        return bool(updates and self.learn.updates - self.updates_then >= updates)
 
     @undivided
     def _checkpoint(self, batches: int | None) -> None:
         self.updates_then = self.learn.updates
         self._warn_of_counts()
         self._submit(self._packed(batches), self._score() if batches is None else None)
-        if left := self.request.asked():
+        if left := self._agreed(self.agreement.answer)[1]:
             self._leave(left)
 
     def _packed(self, batches: Batches) -> Packed:
@@ -214,8 +251,10 @@ class CheckpointCallback(Callback):
     def _leave_at_end(self, kind: object, error: BaseException | None, trace: object) -> None:
         """The fit is over. A signal that came too late for all the above is obeyed now."""
         self.fit_scope = self.validating = None
-        left = self.request.asked()
-        if left and error is None and self.request.number is not None:
+        if error is not None:
+            return
+        (code,) = self.agreement.now(0 if self.request.number is None else self.request.code)
+        if left := self.request.preempted(code):
             left.checkpoint = self.writer.last
             raise left
 

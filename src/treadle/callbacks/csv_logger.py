@@ -31,6 +31,7 @@ class CSVLogger(Callback):
     order = 60
     run_after = "Recorder"
     reports = True
+    on_main = True
     state_names = ("before",)
 
     def __init__(self, fname: str | os.PathLike[str] = "history.csv", append: bool = False) -> None:

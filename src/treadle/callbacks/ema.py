@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from treadle.errors import CallbackError, UsageError
 from treadle.loop.events import Callback
+from treadle.shards import fitted, local, put
 
 Weights = dict[str, Tensor]
 
@@ -32,6 +33,7 @@ class EMACallback(Callback):
     fit goes on from what the model then holds, with a new average. `lr_find` leaves all as it is.
 
     It takes the memory of one more copy of the weights, of two while the model holds the average.
+    The average of a weight that is spread over processes is spread likewise.
 
     Args:
         decay: the share of the average that an update leaves, from 0 to below 1; about the last
@@ -106,9 +108,11 @@ class EMACallback(Callback):
         Raises:
             UsageError: if it is the average of another model.
         """
-        _check_same_names(state["average"], _weights(self.model))
+        live = _weights(self.model)
+        _check_same_names(state["average"], live)
         self.n, self.updates_seen = state["n"], self.learn.updates
-        self.average, self.raw = copy.deepcopy((state["average"], state["raw"]))
+        self.average = {k: fitted(t, live[k]) for k, t in state["average"].items()}
+        self.raw = copy.deepcopy(state["raw"])
 
 
 def _weights(model: nn.Module) -> Weights:
@@ -129,15 +133,15 @@ def _begun(average: Weights, live: Weights) -> Weights:
 
 @torch.no_grad()
 def _move(average: Weights, live: Weights, decay: float) -> None:
-    averages = list(average.values())
-    weights = [t.to(a.dtype) for a, t in zip(averages, live.values(), strict=True)]
+    averages = list(map(local, average.values()))
+    weights = [local(t).to(a.dtype) for a, t in zip(averages, live.values(), strict=True)]
     torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 @torch.no_grad()
 def _put(values: Weights, into: Weights) -> None:
     for k in values.keys() & into.keys():
-        into[k].copy_(values[k])
+        put(into[k], values[k])
 
 
 def _checked_decay(decay: float) -> float:

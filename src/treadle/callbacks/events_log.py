@@ -19,6 +19,7 @@ class EventsLog(Callback):
 
     order = 61  # after the Recorder has made the row
     reports = True
+    on_main = True
     state_names = ()
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:

@@ -11,13 +11,15 @@ from torch import Tensor
 from treadle.callbacks.layer_plots import plot_gradients
 from treadle.loop.events import Callback
 from treadle.plots import show
+from treadle.sums import norms
 
 
 class GradientLog(Callback):
     """Keeps the Euclidean norm of each parameter's gradient at each update of the last fit.
 
-    It looks before gradients are clipped, in fp16 at those without their scale. The norms stay on
-    the device until the epoch ends or somebody reads them, so a training step does not wait.
+    It looks before gradients are clipped, in fp16 at those without their scale, and at the whole of
+    those that are spread over processes. The norms stay on the device until the epoch ends or
+    somebody reads them, so a training step does not wait.
 
     Attributes:
         names: the parameters, as in `model.named_parameters()`.
@@ -43,7 +45,7 @@ class GradientLog(Callback):
         self.precision.unscale(self.opt)
         none = torch.full((), torch.nan, device=self.loss.device)
         grads = [none if p.grad is None else p.grad for p in self.model.parameters()]
-        self._rows.append(torch.stack([norm.float() for norm in torch._foreach_norm(grads)]))
+        self._rows.append(torch.stack([norm.float() for norm in norms(grads)]))
 
     def after_epoch(self) -> None:
         self._read()

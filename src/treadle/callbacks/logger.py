@@ -36,6 +36,7 @@ class LoggerCallback(Callback):
     run_after = "Recorder"
     run_valid = False
     reports = True
+    on_main = True
     state_names = ("written", "waiting", "earlier")
 
     def __init__(self, every: int = 50) -> None:

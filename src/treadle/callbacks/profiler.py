@@ -41,6 +41,7 @@ class ProfilerCallback(Callback):
     order = 99  # a step ends when all others have done their part
     run_valid = False
     reports = True
+    on_main = True
 
     def __init__(
         self,

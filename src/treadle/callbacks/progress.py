@@ -38,6 +38,7 @@ class ProgressCallback(Callback):
     order = 60
     run_before = "Recorder"  # whose header it shows
     reports = True
+    on_main = True
 
     display: Display | None = None
     average: Any  # of the loss, without the correction for its start

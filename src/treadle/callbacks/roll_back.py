@@ -89,7 +89,7 @@ class RollBack(NonFiniteCallback):
         raise CancelBatchException
 
     def _keep(self) -> None:
-        if spoilt_weights(self.model):  # of which the batch at hand will tell
+        if spoilt_weights(self.model, self.parallel.world):  # of which the batch at hand will tell
             return
         self.good: dict[str, Any] = {
             "model": {name: t.detach().clone() for name, t in model_tensors(self.model)},

@@ -69,7 +69,7 @@ class SkipNonFinite(NonFiniteCallback):
         self._undo()
         self.skipped.append(found)
         self.in_a_row += 1
-        if spoilt_weights(self.model):
+        if spoilt_weights(self.model, self.parallel.world):
             self.end(found, "To leave batches out does not mend weights; RollBack does.")
         if self.in_a_row > self.most_in_a_row:
             self.end(found, f"That is {self.in_a_row} batches in a row, so it is not the batch.")

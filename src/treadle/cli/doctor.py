@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from treadle.cli.processes import launched, processes
 from treadle.cli.runs import megabytes
 from treadle.cli.terminal import print_table
 from treadle.errors import printable
@@ -48,7 +49,8 @@ class Finding:
 
 
 def doctor(*, debug: Flag = False) -> None:
-    """Check this machine: versions, compiler, devices, memory, disk, image decoder, extras.
+    """Check this machine: versions, compiler, devices, processes, memory, disk, image decoder,
+    extras.
 
     Each line says ok, slow (it works, and could be faster), none (an optional part that is not
     there) or broken, and what to do. The exit status is 1 if something is broken.
@@ -87,6 +89,8 @@ def findings() -> Iterator[Finding]:
         yield package(name)
     yield compiler()
     yield from devices()
+    yield backends()
+    yield launch()
     yield memory()
     for name, folder in (("cache", data_home()), ("here", Path.cwd())):
         yield disk(name, folder)
@@ -156,6 +160,31 @@ def devices() -> Iterator[Finding]:
         yield Finding("mps", "ok", "Apple GPU")
     else:
         yield Finding("gpu", "none", "training runs on the CPU")
+
+
+def backends() -> Finding:
+    """What several processes can talk through: gloo between CPUs, nccl between GPUs."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        return Finding("backends", "none", "this torch runs in one process only")
+    found = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+    gpus = torch.cuda.device_count()
+    told = f"{', '.join(name for name in found if found[name])}; {gpus} GPU{'s' * (gpus != 1)}"
+    if not found["gloo"]:
+        return Finding("backends", "broken", told, "install a torch that was built with gloo")
+    if gpus > 1 and not found["nccl"]:
+        return Finding("backends", "slow", told, "install a torch that was built with nccl")
+    return Finding("backends", "ok", told)
+
+
+def launch() -> Finding:
+    """Whether torchrun started this process."""
+    n = processes()
+    if not launched():
+        return Finding("torchrun", "none", "this is one process; torchrun starts several")
+    return Finding("torchrun", "ok", f"it started {n} process{'es' * (n != 1)}, of which this is 0")
 
 
 def memory() -> Finding:

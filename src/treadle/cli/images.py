@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treadle.cli.optimizers import find_recipe
+from treadle.cli.processes import strategy
 
 if TYPE_CHECKING:
     from treadle.cli.train import TrainSettings
@@ -39,6 +40,7 @@ class ImageTask:
             cbs=ReportCallback(),
             opt_func=find_recipe(self.args.opt),
             precision=self.args.precision,
+            parallel=strategy(self.args),
         )
 
     def greet(self, learn: Learner) -> str:
@@ -90,7 +92,7 @@ def load_data(args: TrainSettings) -> DataLoaders:
         path,
         size=args.size,
         presize=args.presize,
-        bs=args.bs,
+        global_bs=args.global_bs,
         seed=args.seed,
         flip=args.flip,
         min_scale=0.8 if args.path == DIGITS else 0.5,

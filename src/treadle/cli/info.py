@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from treadle.cli.running import shown
 from treadle.cli.runs import age, megabytes
 from treadle.cli.terminal import print_table
 from treadle.errors import printable
@@ -33,7 +34,7 @@ def info(run: Path, /, *, debug: Flag = False) -> None:
     config = dict(status.config)
     environment = config.pop("environment", {})
     section("run", [("folder", f"{run} ({megabytes(folder_size(run))})"), *state_of(status)])
-    section("settings", config.items())
+    section("settings", shown(config).items())
     section("machine", environment.items() if isinstance(environment, dict) else ())
     section("checkpoints", checkpoints_of(run))
     if status.rows:

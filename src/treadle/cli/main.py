@@ -2,7 +2,8 @@
 
 Exit status: 0 done; 1 failed; 2 wrong use or bad data; a run that can go on with `treadle resume`:
 75 after its time limit, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1 (128 + the signal).
-A second signal ends the process at once.
+A second signal ends the process at once. Of several processes one says what went wrong, and the
+status is the same.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
+from treadle.cli.processes import in_one_voice, let_main_speak, note_failure, rank
 from treadle.errors import TreadleError, printable
 
 DESCRIPTION = "Train models with PyTorch: open every part of training, and pay nothing for it."
@@ -27,13 +29,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: list[str]) -> int:
     """Run the command and give its exit status; what goes wrong becomes one line on stderr."""
     try:
-        app()(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        with in_one_voice(argv):
+            app()(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except SystemExit as left:  # a run that was left with a checkpoint, and has said so
         return left.code if isinstance(left.code, int) else 1
     except KeyboardInterrupt:
-        print("treadle: interrupted", file=sys.stderr)
+        if rank() == 0:
+            print("treadle: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        let_main_speak()
         if "--debug" in argv:
             traceback.print_exc()
         return explain(error)
@@ -80,5 +85,7 @@ def explain(error: Exception) -> int:
         text += " See treadle --help." if "--help" not in text else ""
     elif not foreseen:
         text = f"{type(error).__name__}: {text} (--debug shows where)"
-    print(f"treadle: {text}", file=sys.stderr)
+    sentence = f"treadle: {f'rank {rank()}: ' if rank() else ''}{text}"
+    print(sentence, file=sys.stderr)
+    note_failure(sentence)
     return 2 if foreseen else 1

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
+from treadle.cli.processes import on_main
 from treadle.cli.running import CONFIG, go_on
-from treadle.cli.train import TrainSettings, check, task_of
-from treadle.errors import DataError, printable
+from treadle.cli.train import TrainSettings, check, shared, task_of
+from treadle.errors import DataError
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
@@ -20,7 +21,8 @@ def resume(run: Path, /, *, max_time: str | None = None, debug: Flag = False) ->
 
     It ends with the same bits as a run that was not, and with the same files. A run that is
     finished stays as it is. One whose settings or data are no longer the same is an error that says
-    what.
+    what. The number of processes may be another: `torchrun --nproc-per-node=2 -m treadle resume
+    RUN` goes on with the same batches, shared by two.
 
     Args:
         run: The run folder, as runs/DATE-TIME-NAME.
@@ -28,17 +30,13 @@ def resume(run: Path, /, *, max_time: str | None = None, debug: Flag = False) ->
         debug: Show the full traceback of an error.
     """
     from treadle.run.lock import sole_writer
-    from treadle.run.status import read_status
+    from treadle.world import world
 
-    config = read_config(run)
-    with sole_writer(run):
-        if read_status(run).state == "finished":
-            report = printable(str(run / "report.html"))
-            print(f"The run is finished; there is nothing to go on with. Its report is {report}.")
-            return
+    config = world().on_main(lambda: read_config(run))
+    with on_main(lambda: sole_writer(run)):
         args = settings_of(config, run / CONFIG)
         check(args)
-        go_on(task_of(args), run, max_time)
+        go_on(task_of(shared(args)), run, max_time)
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -66,6 +64,7 @@ def settings_of(config: Mapping[str, Any], where: Path) -> TrainSettings:
                     "was."
                 )
             kept[name] = config[name]
+    kept["global_bs"] = kept.get("global_bs") or kept.get("bs")  # which the processes share
     return TrainSettings(**kept)
 
 

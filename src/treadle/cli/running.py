@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from treadle.cli.processes import command, on_main, processes, rank
 from treadle.errors import DataError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 
-_MAY_DIFFER = ("environment", "workers")  # from what it was, with the same bits at the end
+# From what it was: with the same bits at the end, or, of other processes, the same samples.
+_MAY_DIFFER = ("environment", "workers", "processes", "bs")
+_OF_SEVERAL = ("global_bs", "parallel", "processes", "sync_bn")
 _REASONS = {75: "the time limit", 130: "Ctrl-C"}  # by exit status
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -61,20 +64,24 @@ class Task(Protocol):
 
 
 def begin(task: Task) -> None:
-    """Make the folder of a new run and train in it, to its end or until it is left."""
-    from treadle.run.events import EventLog
+    """Make the folder of a new run and train in it, to its end or until it is left; or go on, where
+    torchrun has started its processes again."""
+    from treadle.run.lock import sole_writer
+    from treadle.run.restart import begun_here
+    from treadle.world import world
 
+    earlier = world().on_main(lambda: begun_here(task.args.out))
+    if earlier is not None:
+        with on_main(lambda: sole_writer(earlier)):
+            go_on(task, earlier, task.args.max_time)
+        return
     clock = time.perf_counter()
     minutes = read_minutes(task.args.max_time)
-    with _new_folder(task) as folder:
+    with on_main(lambda: _new_folder(task)) as folder:
         learn = _make(task)
-        _check_room(folder, learn, 2)
-        config = describe(task, learn)
-        _write_config(folder, config)
-        log = EventLog(folder)
-        log.append("started", updates=0, config=config)
+        config = world().on_main(lambda: _started(task, learn, folder))
         print(printable(task.greet(learn)))
-        _Training(task, learn, folder, config, log).run(clock, minutes, again=False)
+        _Training(task, learn, folder, config).run(clock, minutes, again=False)
 
 
 def go_on(task: Task, folder: Path, max_time: str | None) -> None:
@@ -83,31 +90,77 @@ def go_on(task: Task, folder: Path, max_time: str | None) -> None:
     Raises:
         UsageError: if its settings or its data are not those that it began with.
     """
-    from treadle.run.checkpoint import checkpoints
-    from treadle.run.events import EventLog, read_events
+    from treadle.world import world
 
     clock = time.perf_counter()
     minutes = read_minutes(max_time)
+    ended = world().on_main(lambda: _ended(folder))
+    if ended == 0:
+        report = printable(str(folder / "report.html"))
+        print(f"The run is finished; there is nothing to go on with. Its report is {report}.")
+        return
+    if ended is not None:
+        raise SystemExit(ended)
     learn = _make(task)
+    config, again = world().on_main(lambda: _resumed(task, learn, folder))
+    print(printable(task.greet(learn)))
+    _Training(task, learn, folder, config).run(clock, minutes, again)
+
+
+def _started(task: Task, learn: Learner, folder: Path) -> dict[str, Any]:
+    """Note that the run begins; gives its config."""
+    from treadle.run.events import EventLog
+    from treadle.run.restart import launcher
+
+    _check_room(folder, learn, 2)
+    config = describe(task, learn)
+    _write_config(folder, config)
+    EventLog(folder).append("started", updates=0, config=config, launcher=launcher())
+    return config
+
+
+def _resumed(task: Task, learn: Learner, folder: Path) -> tuple[dict[str, Any], bool]:
+    """Note that the run goes on; gives its config, and whether there is a checkpoint."""
+    from treadle.run.checkpoint import checkpoints
+    from treadle.run.events import EventLog, read_events
+    from treadle.run.restart import launcher
+
     config = describe(task, learn)
     begun = next((e["config"] for e in read_events(folder) if e["event"] == "started"), config)
     check_same(begun, config)
     _check_room(folder, learn, 1)
-    again = bool(checkpoints(folder / CHECKPOINTS))
-    log = EventLog(folder)
-    log.append("resumed", environment=config["environment"])
-    print(printable(task.greet(learn)))
-    _Training(task, learn, folder, config, log).run(clock, minutes, again)
+    environment, processes = config["environment"], config["processes"]
+    EventLog(folder).append(
+        "resumed", environment=environment, processes=processes, launcher=launcher()
+    )
+    return config, bool(checkpoints(folder / CHECKPOINTS))
+
+
+def _ended(folder: Path) -> int | None:
+    """The exit status of a run that is not to go on: it is finished, or it was left when that was
+    asked of processes that torchrun has now started again, taking that for a failure."""
+    from treadle.run.events import read_events
+    from treadle.run.restart import launched_by, launcher
+    from treadle.run.status import read_status
+
+    if read_status(folder).state == "finished":
+        return 0
+    last = read_events(folder)[-1:]
+    again = bool(launcher()) and launched_by(folder) == launcher()
+    return int(last[0]["code"]) if again and last[0]["event"] == "left" else None
 
 
 class _Training:
     """The training of a run, in its folder."""
 
     def __init__(
-        self, task: Task, learn: Learner, folder: Path, config: Mapping[str, object], log: Any
+        self, task: Task, learn: Learner, folder: Path, config: Mapping[str, object]
     ) -> None:
+        from treadle.run.events import EventLog
+
         self.task, self.learn, self.folder = task, learn, folder
-        self.config, self.log = config, log
+        self.config, self.log = config, EventLog(folder)
+        self.alone = processes() == 1
 
     def run(self, clock: float, minutes: float | None, again: bool) -> None:
         """Train or, `again`, resume; `clock` is when the command began."""
@@ -122,12 +175,14 @@ class _Training:
         except (Preempted, KeyboardInterrupt) as left:
             # Between two fits, and in what comes before the first, Ctrl-C is a KeyboardInterrupt.
             self._leave(left if isinstance(left, Preempted) else Preempted(130, "SIGINT"))
-            self._write_results(clock)
+            if self.alone or isinstance(left, Preempted):
+                self._write_results(clock)
             raise
         except Exception as error:
             with suppress(Exception):  # the first error is the one to tell
                 self.log.append("error", updates=self.learn.updates, error=_said(error))
-                self._write_results(clock)
+                if self.alone:  # else who knows where the others are
+                    self._write_results(clock)
             raise
         self._write_results(clock)
         self.log.append("finished", updates=self.learn.updates)
@@ -150,25 +205,29 @@ class _Training:
         ]
 
     def _leave(self, left: Preempted) -> None:
-        self.log.append("left", updates=self.learn.updates, reason=left.reason)
+        self.log.append("left", updates=self.learn.updates, reason=left.reason, code=left.code)
         told = _REASONS.get(left.code, left.reason)
-        resume = f"treadle resume {shlex.quote(str(self.folder))}"
-        print(f"treadle: {told} ended the run; go on with: {printable(resume)}", file=sys.stderr)
+        resume = f"{command()} resume {shlex.quote(str(self.folder))}"
+        if rank() == 0:
+            print(
+                f"treadle: {told} ended the run; go on with: {printable(resume)}", file=sys.stderr
+            )
 
     def _write_results(self, clock: float) -> None:
         """Weights, record and report of what was done; `history.csv` is there already."""
         from treadle.report import collect, write_report
         from treadle.run import write_record
         from treadle.run.weights import save_weights
+        from treadle.world import world
 
         recorder = self.learn.recorder
         if not recorder.rows:
             return
         save_weights(self.learn.model, self.folder / "model.safetensors")
-        shown = {key: value for key, value in self.config.items() if key != "environment"}
-        record = collect(self.learn, self.task.name, shown, self._started())
-        write_record(self.folder, record)
-        write_report(record, self.folder / "report.html")
+        began = world().on_main(self._started)
+        record = collect(self.learn, self.task.name, shown(self.config), began)
+        world().on_main(lambda: write_record(self.folder, record))
+        world().on_main(lambda: write_report(record, self.folder / "report.html"))
         name, value = recorder.metric_names[-2], recorder.rows[-1][-2]
         shown_value = "none" if value is None else f"{value:.4f}"
         epochs = f"{len(recorder.rows)} epoch{'s' * (len(recorder.rows) != 1)}"
@@ -187,12 +246,14 @@ def describe(task: Task, learn: Learner) -> dict[str, Any]:
     """All that is needed to do it again, for config.json and the report."""
     from treadle.run import environment
     from treadle.run.folder import to_plain
+    from treadle.world import world
 
     settings = asdict(task.args)
     for name in ("debug", "out", "max_time"):  # how it was run, not what
         del settings[name]
     settings["workers"] = learn.dls.train.num_workers
     settings["device"] = str(learn.device)
+    settings["processes"] = world().size
     config = {
         "command": "train",
         **settings,
@@ -203,8 +264,17 @@ def describe(task: Task, learn: Learner) -> dict[str, Any]:
     return dict(to_plain(config, "config"))
 
 
+def shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person is to see of a config: not the machine, and nothing of several processes where
+    there was one."""
+    hidden = {"environment", *(_OF_SEVERAL if config.get("processes", 1) == 1 else ())}
+    return {name: value for name, value in config.items() if name not in hidden}
+
+
 def check_same(begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UsageError that says what of a run is not as it was when it began."""
+    # Runs of before there were several processes have none of the settings for these.
+    begun = {"global_bs": begun.get("bs"), "sync_bn": False, **begun}
     names = [name for name in now if name not in _MAY_DIFFER and now[name] != begun.get(name)]
     if not names:
         return
@@ -237,13 +307,12 @@ def read_minutes(text: str | None) -> float | None:
 @contextmanager
 def _new_folder(task: Task) -> Iterator[Path]:
     """The folder of a new run, held; it goes again if nothing was written into it."""
-    from treadle.run import new_run_folder
-    from treadle.run.folder import HOLDER, LOCK
+    from treadle.run.folder import HOLDER, LOCK, make_run_folder
     from treadle.run.lock import check_free, sole_writer
 
     if task.args.out is not None:
         check_free(task.args.out)  # else it would only be said that it is not empty
-    folder = new_run_folder(task.name, task.args.out)
+    folder = make_run_folder(task.name, task.args.out)
     try:
         with sole_writer(folder):
             if (folder / CONFIG).exists():  # of one that was faster

@@ -19,8 +19,8 @@ _STYLES = {"running": "bold cyan", "failed": "red", "interrupted": "yellow"}
 
 
 def runs(root: Path = Path("runs"), /, *, debug: Flag = False) -> None:
-    """List the runs, the newest first: state, epochs done and planned, best and last value of the
-    metric, size.
+    """List the runs, the newest first: state, processes where there were several, epochs done and
+    planned, best and last value of the metric, size.
 
     Args:
         root: The folder that holds the run folders.
@@ -39,27 +39,32 @@ def runs(root: Path = Path("runs"), /, *, debug: Flag = False) -> None:
     table.add_column("run", overflow="fold")
     for name in ("age", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("epochs", "best", "last", "size"):
+    folders.sort(key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)
+    rows = [row_of(folder) for folder in folders]
+    several = any(processes for _, _, processes, *_ in rows)
+    for name in (*(["procs"] if several else []), "epochs", "best", "last", "size"):
         table.add_column(name, no_wrap=True, justify="right")
-    for folder in sorted(folders, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True):
-        state, begun, *numbers = row_of(folder)
+    for folder, (state, begun, processes, *numbers) in zip(folders, rows, strict=True):
         told = Text(state, _STYLES.get(state.split()[0], ""))
-        table.add_row(Text(printable(folder.name)), begun, told, *map(Text, numbers))
+        cells = [*([processes] if several else []), *numbers]
+        table.add_row(Text(printable(folder.name)), begun, told, *map(Text, cells))
     print_table(table)
 
 
 def row_of(folder: Path) -> list[str]:
-    """State, age, epochs, best, last and size."""
+    """State, age, processes (empty for one), epochs, best, last and size."""
     from treadle.run.status import folder_size, read_status
 
     size = megabytes(folder_size(folder))
     try:
         status = read_status(folder)
     except DataError:
-        return ["damaged", "", "", "", "", size]
+        return ["damaged", "", "", "", "", "", size]
     pid = f" {status.holder.pid}" if status.holder else ""
+    processes = printable(str(status.config.get("processes", 1)))
     epochs = f"{len(status.rows)}/{printable(str(status.config.get('epochs', '?')))}"
-    return [status.state + pid, age(status.started), epochs, *best_and_last(status), size]
+    several = processes if processes != "1" else ""
+    return [status.state + pid, age(status.started), several, epochs, *best_and_last(status), size]
 
 
 def best_and_last(status: RunStatus) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from treadle.cli.images import digest
 from treadle.cli.optimizers import find_recipe
+from treadle.cli.processes import strategy
 from treadle.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ class TextTask:
 
         args, is_lm = self.args, self.args.task == LM
         loaders = text_dataloaders(
-            args.path, is_lm, bs=args.bs, seq_len=args.seq_len, seed=args.seed, device=args.device
+            args.path,
+            is_lm,
+            global_bs=args.global_bs,
+            seq_len=args.seq_len,
+            seed=args.seed,
+            device=args.device,
         )
         arch, config = _architecture(args.arch, args.hidden)
         make: Any = language_model_learner if is_lm else text_classifier_learner
@@ -44,6 +50,7 @@ class TextTask:
             cbs=ReportCallback(),
             opt_func=find_recipe(args.opt),
             precision=args.precision,
+            parallel=strategy(args),
             **({} if is_lm else {"seq_len": args.seq_len}),
         )
         return learn

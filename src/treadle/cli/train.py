@@ -10,9 +10,12 @@ from cyclopts import Parameter
 
 from treadle.cli.images import DIGITS, ImageTask, is_data_set
 from treadle.cli.optimizers import find_recipe, usual_lr
+from treadle.cli.processes import processes
 from treadle.cli.running import Task, begin, read_minutes
 from treadle.cli.text import TextTask, check_text
 from treadle.errors import UsageError
+
+_ABOVE_ZERO = "epochs bs global_bs size presize lr checkpoint_every seq_len hidden".split()
 
 
 @Parameter(name="*")
@@ -32,8 +35,11 @@ class TrainSettings:
     """How many times to go through the training images."""
     lr: float | None = None
     """The highest learning rate of the one-cycle schedule [default: the optimizer's usual one]"""
-    bs: int = 64
-    """Images or texts a batch; rows of a text that are read side by side."""
+    bs: int | None = None
+    """Images or texts a batch, of several processes in each; rows of a text that are read side by
+    side [default: 64]"""
+    global_bs: int | None = None
+    """In place of --bs: images or texts a batch of all processes together."""
     size: int | None = None
     """Pixels a side that the model sees [default: 128, for digits 32]"""
     presize: int | None = None
@@ -53,6 +59,10 @@ class TrainSettings:
     """What to compute in."""
     device: str | None = None
     """cpu, cuda, cuda:1, mps [default: the accelerator, where there is one]"""
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """How several processes share the model: each has all of it, or a share [default: ddp]"""
+    sync_bn: Annotated[bool, Parameter(negative="", show_default=False)] = False
+    """Take the statistics of batch norms over all processes."""
     flip: bool | None = None
     """Mirror images left to right at random [default: yes, for digits no]"""
     pretrained: Annotated[bool, Parameter(negative="", show_default=False)] = False
@@ -82,8 +92,13 @@ def train(args: TrainSettings = TrainSettings()) -> None:
     The run folder gets `config.json`, `history.csv`, `events.jsonl`, `checkpoints`,
     `model.safetensors`, `record.json` and `report.html`. After Ctrl-C, a SIGTERM, the time limit or
     a power cut, `treadle resume RUN` goes on with it, to the same bits.
+
+    Several processes are started by `torchrun --nproc-per-node=4 -m treadle train PATH ...`. They
+    train one model, in one run folder. With `--max-restarts` they are started again when one of
+    them fails, and go on from the last checkpoint.
     """
     check(args)
+    check_processes(args)
     begin(task_of(settled(args)))
 
 
@@ -94,7 +109,7 @@ def task_of(args: TrainSettings) -> Task:
 
 def check(args: TrainSettings) -> None:
     """Refuse what cannot be meant, before anything is loaded."""
-    for name in ("epochs", "bs", "size", "presize", "lr", "checkpoint_every", "seq_len", "hidden"):
+    for name in _ABOVE_ZERO:
         value = getattr(args, name)
         if value is not None and value <= 0:
             option = name.replace("_", "-")
@@ -109,10 +124,33 @@ def check(args: TrainSettings) -> None:
         check_device(args.device)
 
 
+def check_processes(args: TrainSettings) -> None:
+    """Refuse what cannot be meant of several processes, or of one."""
+    if args.bs is not None and args.global_bs is not None:
+        raise UsageError(
+            f"--bs {args.bs} and --global-bs {args.global_bs} say one thing in two ways; give the "
+            "batch size of each process, or that of all."
+        )
+    if args.parallel is not None and processes() == 1:
+        raise UsageError(
+            f"--parallel {args.parallel} is for several processes; start them with torchrun "
+            "--nproc-per-node=N -m treadle train ..."
+        )
+
+
 def check_device(name: str) -> None:
     """Refuse a device that this machine or this torch does not have."""
     import torch
 
+    from treadle.world import world
+
+    if processes() > 1 and ":" in name:
+        kind = name.partition(":")[0]
+        raise UsageError(
+            f"--device {name} is one device, and torchrun started {processes()} processes; leave "
+            f"it out or give {kind}, and each takes one of its own."
+        )
+    world()  # so that each process looks at its own
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -122,10 +160,21 @@ def check_device(name: str) -> None:
         ) from error
 
 
+def shared(args: TrainSettings) -> TrainSettings:
+    """The settings with both batch sizes: `global_bs`, which is what is trained with, and the
+    largest share of it that one of the processes gets."""
+    from treadle.world import world
+
+    n = world().size
+    whole = args.global_bs or (args.bs or 64) * n
+    return replace(args, global_bs=whole, bs=-(-whole // n))
+
+
 def settled(args: TrainSettings) -> TrainSettings:
     """The settings with every default filled in; a folder by its full path, so that the run can go
     on from wherever."""
     args = replace(args, opt=args.opt.lower(), lr=args.lr or usual_lr(args.opt))
+    args = shared(args)
     if args.task != "images":
         return replace(args, path=str(Path(args.path).resolve()), arch=args.arch or "awd_lstm")
     by_name = is_data_set(args.path)

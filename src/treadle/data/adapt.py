@@ -19,12 +19,19 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
-from treadle.data.batches import Batches, Stream, as_tensors, described
+from treadle.data.batches import (
+    Batches,
+    Stream,
+    as_tensors,
+    described,
+    has_distributed_sampler,
+)
 from treadle.data.columns import Columns, hugging_face, hugging_face_columns, hugging_face_dataset
 from treadle.data.datasets import Dataset
 from treadle.data.loaders import DataLoader
 from treadle.errors import UsageError
 from treadle.losses import CrossEntropyLossFlat
+from treadle.world import world
 
 __all__ = ["Rows", "adapt", "as_dataset", "is_dataset", "own_options"]
 
@@ -41,6 +48,7 @@ def adapt(
     targets: Names = None,
     n_iter: int | None = None,
     device: torch.device | str | None = None,
+    sharded: bool | None = None,
     **options: Any,
 ) -> Any:
     """A loader for what `source` holds. `DataLoaders(...)` does this with all that it is given.
@@ -55,6 +63,10 @@ def adapt(
     usual names are looked for ("image", "label", ...). `n_iter` says how many batches an epoch has
     where the source cannot tell. `device` is where batches go: None means `default_device()`.
 
+    Of several processes (see `treadle.world`) each has its part of every batch, whoever makes it.
+    `sharded` says that a source of batches, or a stream of samples, gives each process its own
+    already; None means if it is a loader of torch with a `DistributedSampler`.
+
     Raises `UsageError` for what gives no batches.
 
     >>> def batches():
@@ -65,9 +77,15 @@ def adapt(
     ((torch.float32, [0, 1]), 3)
     """
     columns = Columns.of(inputs, targets)
-    if isinstance(source, DataLoader | Batches) or _is_ready(source):
+    alone = world().size == 1
+    if isinstance(source, DataLoader | Batches) or (alone and _is_ready(source)):
         return source
     if is_dataset(source):
+        if sharded:
+            raise UsageError(
+                f"sharded=True is for batches and streams; of {described(source)} every process is "
+                "to have the whole, and each reads its part."
+            )
         dataset = as_dataset(source, inputs, targets)
         options = {"shuffle": train, "drop_last": train, **own_options(source), **options}
         return DataLoader(dataset, bs, device=device, **options)
@@ -79,11 +97,12 @@ def adapt(
     if hugging_face(source) == "IterableDataset":
         columns = hugging_face_columns(source, columns)
     if isinstance(source, IterableDataset) or hugging_face(source) == "IterableDataset":
-        source = Stream(source, bs, columns)
+        source = Stream(source, bs if sharded else bs * world().size, columns)
         columns = Columns.of(None, None)
     elif not _gives_batches(source):
         raise _no_batches(source)
-    return Batches(source, columns, n_iter, device)
+    own = has_distributed_sampler(source) if sharded is None else sharded
+    return Batches(source, columns, n_iter, device, own)
 
 
 def is_dataset(source: Any) -> bool:

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import default_collate
+from torch.utils.data import DistributedSampler, IterableDataset, default_collate
 
 from treadle.data.columns import Columns
+from treadle.data.dealing import dealt, given, part_of
 from treadle.data.loaders import default_device
+from treadle.data.permutation import Indices
 from treadle.errors import DataError, UsageError
 from treadle.interrupts import undivided
+from treadle.world import world
 
-__all__ = ["Batches", "Stream", "as_tensors", "described"]
+__all__ = ["Batches", "Stream", "as_tensors", "described", "has_distributed_sampler"]
 
 
 _REAPED_S = 1.0
@@ -36,6 +39,12 @@ class Batches:
     batches if given. An iterator goes on where it was. Attributes that are not here (`dataset`,
     `batch_size`, `sampler`) are the source's.
 
+    Of several processes all draw every batch, with the same random numbers, and each takes its part
+    of the samples: the source's batch is that of all together. With `sharded` the source gives each
+    process batches of its own; they need not be as many. Either way `total`, `borrowed` and
+    `total_bs` are as those of `DataLoader`, and `indices` are places in the pass. A torch loader
+    with a `DistributedSampler` is `sharded`; its `set_epoch` is left to the caller.
+
     Raises `UsageError` where the length is asked for and nobody knows it, and `DataError` where the
     source ends before `n_iter` batches.
     """
@@ -46,16 +55,30 @@ class Batches:
         columns: Columns,
         n_iter: int | None = None,
         device: torch.device | str | None = None,
+        sharded: bool = False,
     ) -> None:
         if n_iter is not None and n_iter < 1:
             raise UsageError(f"n_iter={n_iter!r}: expected a positive number of batches.")
         self.source, self.columns, self.n_iter = source, columns, n_iter
         self.device = default_device() if device is None else torch.device(device)
         self._ahead: list[Any] = []  # of an iterator, what `one_batch` has looked at
+        self.world, self.sharded = world(), sharded
+        self.indices: Indices = np.empty(0, np.int64)
+        self.total, self.borrowed = 0, False
+        self._even = has_distributed_sampler(source)
+        self._longest: int | None = None
+        if sharded and not self._even:
+            self._longest = self._most_batches()
+
+    def _most_batches(self) -> int | None:
+        """How many batches the process has that has most, if all know."""
+        lengths = self.world.all(len(self) if self._has_length else None)
+        return None if None in lengths else max(n or 0 for n in lengths)
 
     def __len__(self) -> int:
-        if self.n_iter is not None:
-            return self.n_iter
+        known = self.n_iter or self._longest
+        if known is not None:
+            return known
         try:
             return len(self.source)
         except TypeError:
@@ -72,17 +95,41 @@ class Batches:
 
     @property
     def bs(self) -> int | None:
-        """Samples a batch, where the source tells."""
+        """Samples a batch in this process, at most, where the source tells."""
+        own, size = self._own_bs, 1 if self.sharded else self.world.size
+        return None if own is None else -(-own // size)
+
+    @property
+    def total_bs(self) -> int | None:
+        """Samples a batch in all processes, where the source tells."""
+        own, size = self._own_bs, self.world.size if self.sharded else 1
+        return None if own is None else own * size
+
+    @property
+    def _own_bs(self) -> int | None:
         size: int | None = getattr(self.source, "bs", None)
         return size or getattr(self.source, "batch_size", None)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         count, least = 0, self.n_iter or int(self._is_iterator)
-        for batch in islice(self._raw(), self.n_iter):
-            yield self._made(batch)
+        mine = map(self._made, self._raw()) if self.world.size == 1 else self._shared()
+        for batch in islice(mine, self.n_iter):
+            yield batch
             count += 1
         if count < least:
             raise DataError(self._too_few(count))
+
+    def _shared(self) -> Iterator[tuple[Any, ...]]:
+        """What this process has of each batch."""
+        batches = (self._parts(batch) for batch in self._raw())
+        name, known = described(self.source), self.n_iter is not None or self._has_length
+        for share in (
+            given(batches, self.world, self._even, name)
+            if self.sharded
+            else dealt(batches, self.world, known, name)
+        ):
+            elements, self.indices, self.total, self.borrowed = share
+            yield as_tensors(elements, self.device)
 
     def _too_few(self, count: int) -> str:
         of = f" of n_iter={self.n_iter}" if self.n_iter else ""
@@ -102,7 +149,11 @@ class Batches:
             raise DataError(f"There is no batch: {described(self.source)} has none.")
         if self._is_iterator:
             self._ahead.append(batch)
-        return self._made(batch)
+        elements = self._parts(batch)
+        if self.world.size > 1 and not self.sharded:
+            elements = part_of(elements, self.world, described(self.source)).elements
+        made: tuple[Any, ...] = as_tensors(elements, self.device)
+        return made
 
     def to(self, device: torch.device | str) -> Batches:
         """Put the following batches on `device`; returns the loader itself."""
@@ -131,6 +182,16 @@ class Batches:
                 yield batch
         finally:
             _end_workers(batches)
+
+    @property
+    def _has_length(self) -> bool:
+        """Whether the source says how many batches it has, and keeps to it: a stream's length is
+        often a guess."""
+        stream = isinstance(getattr(self.source, "dataset", None), IterableDataset)
+        return hasattr(self.source, "__len__") and not stream and not self._is_iterator
+
+    def _parts(self, batch: Any) -> tuple[Any, ...]:
+        return tuple(as_tensors(part) for part in self.columns.parts(batch))
 
     def _made(self, batch: Any) -> tuple[Any, ...]:
         return tuple(as_tensors(part, self.device) for part in self.columns.parts(batch))
@@ -208,6 +269,12 @@ def _element(value: Any) -> Any:
     if isinstance(value, float):
         return torch.tensor(value)
     return as_tensors(value)
+
+
+def has_distributed_sampler(source: Any) -> bool:
+    """Whether it is a loader of torch that gives each process its own part, all as many."""
+    holders = source, getattr(source, "batch_sampler", None)
+    return any(isinstance(getattr(it, "sampler", None), DistributedSampler) for it in holders)
 
 
 def described(source: Any) -> str:

@@ -20,6 +20,7 @@ from treadle.data.summary import print_summary
 from treadle.data.table import as_items
 from treadle.errors import DataError, UsageError
 from treadle.registry import register
+from treadle.world import world
 
 __all__ = ["DataBlock"]
 
@@ -92,6 +93,7 @@ class DataBlock:
         Raises `DataError` where there are no items, where nothing is left to train on, and where
         the labels do not make a classification problem.
         """
+        world()  # so that all processes split alike
         given = source if self.get_items is None else self.get_items(source)
         items = as_items(given)
         if len(items) == 0:
@@ -116,6 +118,7 @@ class DataBlock:
         source: Any,
         bs: int = 64,
         *,
+        global_bs: int | None = None,
         val_bs: int | None = None,
         path: str | os.PathLike[str] | None = None,
         num_workers: int | None = None,
@@ -138,6 +141,7 @@ class DataBlock:
         train = loader_type(
             parts.train,
             bs,
+            global_bs=global_bs,
             shuffle=shuffle_train,
             drop_last=drop_last,
             sampler=sampler,

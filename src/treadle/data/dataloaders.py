@@ -15,7 +15,9 @@ from treadle.data.blocks import Block
 from treadle.data.datasets import Dataset
 from treadle.data.loaders import DataLoader, default_device
 from treadle.data.show import show_batch, show_results
+from treadle.data.together import check_alike
 from treadle.errors import UsageError
+from treadle.world import world
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,6 +170,11 @@ class DataLoaders:
             if hasattr(loader, "to"):
                 loader.to(self.device)
         return self
+
+    def check_alike(self) -> None:
+        """Raise `DataError` in all processes of a run unless they hold the same data: as many
+        samples, the same seed, and, looked at here and there, the same items. All must call it."""
+        check_alike(self.loaders, world())
 
     def one_batch(self) -> Any:
         """A batch of the training loader, which is not advanced by it."""

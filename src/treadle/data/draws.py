@@ -18,12 +18,9 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Draws", "permutation", "uniform"]
+__all__ = ["Draws", "bits", "mixed", "uniform"]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: SplitMix64's stride
-
-_BLOCK = 1 << 14
-"""So many keys at a time stay in the processor's cache."""
 
 
 def uniform(
@@ -36,27 +33,19 @@ def uniform(
     >>> both.shape, bool((both[1] == alone[0]).all())
     ((2, 2), True)
     """
-    bits = _bits(seed, epoch, samples, stream, n) >> np.uint64(11)  # as many as a float64 holds
-    return bits.astype(np.float64) * 2.0**-53
+    whole = bits(seed, epoch, samples, stream, n) >> np.uint64(11)  # as many as a float64 holds
+    return whole.astype(np.float64) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order of `n` samples in `epoch`: shape (n,), int64.
+def bits(seed: int, epoch: int, samples: ArrayLike, stream: str, n: int) -> NDArray[np.uint64]:
+    """`n` numbers of 64 random bits for each of `samples`: uint64 of shape (B, n)."""
+    start = mixed(np.asarray(samples, dtype=np.int64).astype(np.uint64), _key(seed, epoch, stream))
+    return mixed(np.arange(1, n + 1, dtype=np.uint64), start[:, None])
 
-    >>> permutation(seed=3, epoch=0, n=4).tolist()
-    [0, 3, 2, 1]
-    """
-    # Each sample gets a random number, in whose lowest bits its index takes place: sorting such
-    # numbers is far quicker than sorting indices by them.
-    low = np.uint64((1 << max(n - 1, 1).bit_length()) - 1)
-    keys = np.empty(n, np.uint64)
-    for start in range(0, n, _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, n))
-        bits = _bits(seed, epoch, block, "order", 1)[:, 0]
-        keys[block[0] : block[-1] + 1] = (bits & ~low) | block.astype(np.uint64)
-    keys.sort()
-    keys &= low
-    return keys.view(np.int64)
+
+def mixed(index: NDArray[np.uint64], key: np.uint64 | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The members of the sequences that begin at `key` with the numbers `index`."""
+    return _mix(key + index * _GOLDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +81,6 @@ class Draws:
 def _key(seed: int, epoch: int, stream: str) -> np.uint64:
     digest = blake2b(f"{seed} {epoch} {stream}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
-
-
-def _bits(seed: int, epoch: int, samples: ArrayLike, stream: str, n: int) -> NDArray[np.uint64]:
-    index = np.asarray(samples, dtype=np.int64).astype(np.uint64)
-    start = _mix(_key(seed, epoch, stream) + index * _GOLDEN)
-    steps = np.arange(1, n + 1, dtype=np.uint64) * _GOLDEN
-    return _mix(start[:, None] + steps)
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import Event
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from treadle.data.ahead import on_device
 from treadle.data.draws import Draws
 from treadle.data.making import Made, Maker, Task, resize_of
 from treadle.data.order import Order, as_order, occurrences
+from treadle.data.permutation import Indices
 from treadle.data.pipeline import Transforms, decoded, listed
 from treadle.data.reading import MapDataset, Reader, Skipped
+from treadle.data.sharing import has_part, own_places
 from treadle.data.workers import Stalled, closed_at_exit, default_workers, in_order
 from treadle.errors import DataError, UsageError
 from treadle.interrupts import undivided
+from treadle.world import world
 
 __all__ = ["Batch", "DataLoader", "default_device"]
 
 Batch = tuple[torch.Tensor, ...]
+
+_AHEAD = 1 << 13
+"""So many samples of an order are looked up at once."""
 
 
 def default_device() -> torch.device:
@@ -41,8 +46,10 @@ class DataLoader:
     (the first `dataset.n_inp`, or all but the last); targets that are masks, points, boxes or
     images are moved and resized with them, and otherwise left alone.
 
-    - `bs`: samples a batch; `drop_last` leaves out a last batch that would be smaller, except when
-      it is the only one.
+    - `bs`: samples a batch; of several processes (see `treadle.world`) each makes so many of every
+      batch. `global_bs` in its place says how many all of them make together: their parts are
+      alike, or differ by one. `drop_last` leaves out a last batch that would be smaller, except
+      when it is the only one.
     - `shuffle`: another order each epoch. `sampler`: an `Order` instead, such as `Weighted(...)`.
       `augment`: transforms draw random numbers; None means if there is `shuffle` or a `sampler`.
     - `num_workers`: threads that build batches ahead; 0 builds them in the caller; None means the
@@ -59,7 +66,10 @@ class DataLoader:
       smaller, and `skipped` lists it.
 
     Attributes beside these: `n` samples an epoch, `epoch` (the one that the next `iter` draws;
-    every `iter` advances it), `indices` (into the data set, of the batch handed out last).
+    every `iter` advances it), `total_bs` (samples a batch in all processes), `world` (the processes
+    that share the batches; assign `World()` to have this one read all of them). Of the batch handed
+    out last: `indices` (into the data set), `total` (its samples in all processes), `borrowed`
+    (this process has no part of it, and was given a sample of another's that counts for nothing).
 
     >>> x = torch.arange(6.0)[:, None]
     >>> loader = DataLoader(torch.utils.data.TensorDataset(x, x), bs=4, device="cpu")
@@ -74,6 +84,7 @@ class DataLoader:
         shuffle: bool = False,
         drop_last: bool = False,
         *,
+        global_bs: int | None = None,
         sampler: Order | None = None,
         augment: bool | None = None,
         item_tfms: Transforms = None,
@@ -84,8 +95,10 @@ class DataLoader:
         cache: str | None = "auto",
         on_error: str = "raise",
     ) -> None:
-        _check(bs, num_workers, on_error)
-        self.dataset, self.bs, self.drop_last = dataset, bs, drop_last
+        _check(bs, global_bs, num_workers, on_error)
+        self.world = world()  # before anything is drawn
+        self.dataset, self.drop_last = dataset, drop_last
+        self.global_bs, self._bs = global_bs, bs
         self.sampler = as_order(sampler, shuffle).of(dataset)
         self.augment = (shuffle or sampler is not None) if augment is None else augment
         self.item_tfms, self.batch_tfms = listed(item_tfms), listed(batch_tfms)
@@ -94,11 +107,22 @@ class DataLoader:
         self.device = default_device() if device is None else torch.device(device)
         self.cache, self.on_error = cache, on_error
         self.epoch = 0
-        self.indices: NDArray[np.int64] = np.empty(0, np.int64)
+        self.indices: Indices = np.empty(0, np.int64)
+        self.total, self.borrowed = 0, False
         self.reader = Reader(dataset, resize_of(self.item_tfms), cache, on_error == "skip")
         self.maker = Maker(self.reader, self.item_tfms, self.batch_tfms, self.num_workers)
         self._start = 0  # the batch that the next `iter` begins with
         self._under_way: tuple[int, int] | None = None  # epoch, batches handed out
+
+    @property
+    def bs(self) -> int:
+        """How many samples a batch has in this process, at most."""
+        return self._bs if self.global_bs is None else -(-self.global_bs // self.world.size)
+
+    @property
+    def total_bs(self) -> int:
+        """How many samples a batch has in all processes together."""
+        return self._bs * self.world.size if self.global_bs is None else self.global_bs
 
     @property
     def n(self) -> int:
@@ -111,9 +135,9 @@ class DataLoader:
         return self.reader.skipped
 
     def __len__(self) -> int:
-        if self.drop_last and self.n >= self.bs:
-            return self.n // self.bs
-        return -(-self.n // self.bs)
+        if self.drop_last and self.n >= self.total_bs:
+            return self.n // self.total_bs
+        return -(-self.n // self.total_bs)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, start = self.epoch, self._start
@@ -126,11 +150,16 @@ class DataLoader:
         made = in_order(self._make, self._tasks(epoch, start), self.num_workers)
         numbered = (((count, m), m.elements) for count, m in enumerate(made, start + 1))
         there = on_device(numbered, self.device)
+        n = self.n
         try:
             for (count, batch), elements in there:
                 self._under_way, self.indices = (epoch, count), batch.indices
-                if batch.kinds:  # else every sample of the batch was skipped
+                self.total = min(n - (count - 1) * self.total_bs, self.total_bs)
+                self.borrowed = not has_part(self.total, self.world)
+                if self.on_error == "raise":
                     yield self._finished(batch, elements)
+                elif (what_is_left := self._without_skipped(batch, elements, epoch)) is not None:
+                    yield what_is_left
         except Stalled as stalled:
             raise self._explained(stalled) from stalled
         finally:
@@ -151,14 +180,27 @@ class DataLoader:
             generator.close()
 
     def _tasks(self, epoch: int, start: int = 0) -> Iterator[Task]:
-        order = self.sampler.order(self.seed, epoch, len(self.dataset))
+        drawn, n, total_bs = self._drawn(epoch), self.n, self.total_bs
+        own = own_places(total_bs, self.world)
+        many, whole = max(_AHEAD // len(own), 1), min(n // total_bs, len(self))
+        for k in range(start, whole, many):
+            places = np.arange(k, min(k + many, whole))[:, None] * total_bs + own
+            for indices, addresses in zip(*drawn(places), strict=True):
+                yield Task(epoch, indices, addresses)
+        if max(start, whole) < len(self):
+            left = own_places(n - whole * total_bs, self.world)
+            yield Task(epoch, *drawn(whole * total_bs + left))
+
+    def _drawn(self, epoch: int) -> Callable[[Indices], tuple[Indices, Indices]]:
+        """A function of places in the epoch: which samples are there, and their addresses."""
+        n = len(self.dataset)
+        if not self.sampler.repeats:
+            lookup = self.sampler.lookup(self.seed, epoch, n)
+            return lambda places: (lookup(places),) * 2
+        order = self.sampler.order(self.seed, epoch, n)
         # a sample that comes again in an epoch is augmented anew
-        addresses = (
-            order + len(self.dataset) * occurrences(order) if self.sampler.repeats else order
-        )
-        for k in range(start, len(self)):
-            these = slice(k * self.bs, (k + 1) * self.bs)
-            yield Task(epoch, order[these], addresses[these])
+        addresses = order + n * occurrences(order)
+        return lambda places: (order[places], addresses[places])
 
     def _make(self, task: Task, stop: Event) -> Made:
         """In a worker: the batch in the host's memory, or ready if that is where it stays."""
@@ -172,6 +214,22 @@ class DataLoader:
     def _finished(self, made: Made, elements: list[torch.Tensor]) -> Batch:
         made.elements = elements
         return tuple(self.maker.finished(made).elements)
+
+    def _without_skipped(
+        self, made: Made, elements: list[torch.Tensor], epoch: int
+    ) -> Batch | None:
+        """What is left of a batch whose samples may have been skipped; None if in no process
+        anything is. Where this one has nothing left, the first sample that another has stands in.
+        """
+        mine = made.indices.tolist()
+        parts = self.world.all([] if self.borrowed else mine)
+        self.total = sum(map(len, parts))
+        if not self.total:
+            return None
+        if mine:
+            return self._finished(made, elements)
+        self.indices, self.borrowed = np.array(next(filter(None, parts))[:1]), True
+        return self.batch_of(self.indices.tolist(), epoch)
 
     def _draws(self, task: Task) -> Draws | None:
         return Draws(self.seed, task.epoch, task.addresses) if self.augment else None
@@ -227,9 +285,10 @@ class DataLoader:
         self, dataset: MapDataset, bs: int | None = None, cache: str | None = "as this one"
     ) -> DataLoader:
         """A loader of another data set with these transforms, in order and without augmentation."""
-        return type(self)(
+        made = type(self)(
             dataset,
-            bs or self.bs,
+            bs or self._bs,
+            global_bs=None if bs else self.global_bs,
             item_tfms=self.item_tfms,
             batch_tfms=self.batch_tfms,
             num_workers=self.num_workers,
@@ -238,34 +297,42 @@ class DataLoader:
             cache=self.cache if cache == "as this one" else cache,
             on_error=self.on_error,
         )
+        made.world = self.world
+        return made
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch comes from: the seed, the epoch, and the batches before it.
+        """Where the next batch comes from: the seed, the epoch, and the batches before it; the same
+        in all processes.
 
         Asked inside the loop over the loader, it counts the batch at hand as done.
         """
         epoch, batch = self._under_way or (self.epoch, self._start)
-        return {"seed": self.seed, "epoch": epoch, "batch": batch, "bs": self.bs, "n": self.n}
+        place = {"seed": self.seed, "epoch": epoch, "batch": batch}
+        return {**place, "total_bs": self.total_bs, "n": self.n}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state` was taken: the next `iter` hands out the batches that were left.
+        """Go on where `state` was taken: the next `iter` hands out the batches that were left. It
+        may have been taken by another number of processes.
 
-        Raises `UsageError` where the state is of other data, or inside an epoch of another `bs`.
+        Raises `UsageError` where the state is of other data, or inside an epoch of other batches.
         """
         with contextlib.suppress(KeyError):
-            same_place = state["batch"] == 0 or state["bs"] == self.bs
+            same_place = state["batch"] == 0 or state["total_bs"] == self.total_bs
             if state["n"] == self.n and same_place:
                 self.seed, self.epoch, self._start = state["seed"], state["epoch"], state["batch"]
                 return
+        shared = f" in {self.world.size} processes together" if self.world.size > 1 else ""
         raise UsageError(
             f"The loader's state {state!r} does not fit a loader of n={self.n} samples with "
-            f"bs={self.bs}. Resume with the data and the batch size that the state was saved with."
+            f"batches of {self.total_bs}{shared}. Resume with the data and the batch size that it "
+            f"was saved with, global_bs={state.get('total_bs', '...')}."
         )
 
 
-def _check(bs: int, num_workers: int | None, on_error: str) -> None:
-    if bs < 1:
-        raise UsageError(f"DataLoader(bs={bs!r}): expected a positive number of samples.")
+def _check(bs: int, global_bs: int | None, num_workers: int | None, on_error: str) -> None:
+    for name, size in {"bs": bs, "global_bs": global_bs}.items():
+        if size is not None and size < 1:
+            raise UsageError(f"DataLoader({name}={size!r}): expected a positive number of samples.")
     if num_workers is not None and num_workers < 0:
         raise UsageError(f"DataLoader(num_workers={num_workers!r}): expected 0 or more threads.")
     if on_error not in ("raise", "skip"):

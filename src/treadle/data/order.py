@@ -1,25 +1,24 @@
 """The order in which the samples of an epoch come: a pure function of (seed, epoch).
 
-Nothing is advanced, so an epoch begins anywhere without replaying what came before. What a loader
-asks for is an array of int64, as long as the epoch: the samples' indices, in their order.
+Nothing is advanced, so an epoch begins anywhere without replaying what came before. An order says
+all of it in an array of int64, the samples' indices; or, asked by `lookup`, some of it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from treadle.data.datasets import Dataset
-from treadle.data.draws import permutation, uniform
+from treadle.data.draws import uniform
+from treadle.data.permutation import Indices, permutation, permuted
 from treadle.errors import DataError, UsageError
 
 __all__ = ["Balanced", "InOrder", "Order", "Shuffled", "Weighted", "as_order", "occurrences"]
-
-Indices = NDArray[np.int64]
 
 
 class Order(ABC):
@@ -43,6 +42,16 @@ class Order(ABC):
     def order(self, seed: int, epoch: int, n: int) -> Indices:
         """The indices, in [0, `n`), of the samples of `epoch`: int64 of shape (size(n),)."""
 
+    def lookup(self, seed: int, epoch: int, n: int) -> Callable[[Indices], Indices]:
+        """`order(seed, epoch, n)` as a function: of places in it, int64 of any shape, the indices
+        that are there. An order that needs not know all of it to tell a place says so here; loaders
+        then begin anywhere in an epoch of any length at once.
+
+        >>> InOrder().lookup(seed=0, epoch=0, n=10**9)(np.array([5, 10**8])).tolist()
+        [5, 100000000]
+        """
+        return self.order(seed, epoch, n).take
+
 
 class InOrder(Order):
     """Every sample once, as the data set has them.
@@ -56,6 +65,9 @@ class InOrder(Order):
     def order(self, seed: int, epoch: int, n: int) -> Indices:
         return np.arange(n)
 
+    def lookup(self, seed: int, epoch: int, n: int) -> Callable[[Indices], Indices]:
+        return np.asarray  # the places themselves
+
 
 class Shuffled(Order):
     """Every sample once, in another order each epoch. `DataLoader(shuffle=True)` means this.
@@ -68,6 +80,9 @@ class Shuffled(Order):
 
     def order(self, seed: int, epoch: int, n: int) -> Indices:
         return permutation(seed, epoch, n)
+
+    def lookup(self, seed: int, epoch: int, n: int) -> Callable[[Indices], Indices]:
+        return permuted(seed, epoch, n)
 
 
 class Weighted(Order):

@@ -17,6 +17,7 @@ from treadle.data.describe import name_of
 from treadle.data.getters import ColReader
 from treadle.data.table import Column, Table, as_items
 from treadle.errors import DataError, UsageError
+from treadle.world import world
 
 __all__ = [
     "ColSplitter",
@@ -72,7 +73,8 @@ def RandomSplitter(valid_pct: float = 0.2, seed: int | None = None) -> Splitter:
     Where that leaves none, though `valid_pct` is not 0, a warning says so, as other splitters do.
 
     With a `seed` the split depends on nothing else, and is the one that fastai makes of the same
-    number of items; torch's global generator is left alone. Without one it is drawn from that.
+    number of items; torch's global generator is left alone. Without one it is drawn from that, and
+    is the same in all processes of a run.
 
     >>> RandomSplitter(0.5, seed=42)(["a", "b", "c", "d"])
     ([0, 1], [2, 3])
@@ -83,6 +85,7 @@ def RandomSplitter(valid_pct: float = 0.2, seed: int | None = None) -> Splitter:
         )
 
     def split(items: Sequence[Any]) -> tuple[list[int], list[int]]:
+        world()  # from here on all processes draw alike
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         order: list[int] = torch.randperm(len(items), generator=generator).tolist()
         cut = int(valid_pct * len(items))
@@ -122,6 +125,7 @@ def TrainTestSplitter(
         classes = _classes_of(items, stratify)
         seed = random_state
         if shuffle and seed is None:
+            world()  # from here on all processes draw alike
             seed = int(torch.randint(2**32, ()).item())
         try:
             train, valid = train_test_split(

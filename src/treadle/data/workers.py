@@ -20,6 +20,7 @@ from threading import Event, Thread, current_thread, main_thread
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
+from treadle.data.sharing import processes_here
 from treadle.errors import DataError
 from treadle.interrupts import undivided
 
@@ -44,9 +45,10 @@ _alive: WeakSet[Generator[Any, None, None]] = WeakSet()
 
 
 def default_workers() -> int:
-    """The CPUs that this process may use, at most 8."""
+    """The CPUs that this process may use, at most 8; where others of this run are on the machine,
+    its share of them."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, usable or 1)
+    return min(8, max((usable or 1) // processes_here(), 1))
 
 
 def closed_at_exit(generator: Generator[Result, None, None]) -> Generator[Result, None, None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from treadle.callbacks.gather import GatherPredsCallback, concat
 from treadle.callbacks.recorder import Recorder
+from treadle.distributed.faults import faults_told
 from treadle.errors import UsageError
 from treadle.interrupts import scoped, undivided
 from treadle.loop.listeners import Callbacks, as_list
@@ -35,7 +36,12 @@ class Asking(TrainingLoop):
         dl = self.dls[ds_idx] if dl is None else dl
         reads_all = getattr(dl, "world", World()).size == 1
         parallel = self.parallel.alone() if reads_all else self.parallel
-        with assigned(self, "parallel", parallel), self._open_scope(), memory_told(self):
+        with (
+            assigned(self, "parallel", parallel),
+            self._open_scope(),
+            faults_told(self),
+            memory_told(self),
+        ):
             self._settle()
             self._do_epoch_validate(ds_idx, dl)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from treadle.learner.bundle import read_bundle, write_bundle
 from treadle.loop.precision import Precision
 from treadle.loop.training import TrainingLoop
 from treadle.registry import described, register, restored
+from treadle.run.weights import whole_state
+from treadle.shards import is_sharded
 
 __all__ = ["Exporting", "plan_of", "rebuilt"]
 
@@ -46,7 +49,8 @@ class Exporting(TrainingLoop):
         folder = self.path / path
         plan = plan_of(self)
         _check_remade(self.model, plan["model"])
-        write_bundle(folder, plan, self.model.state_dict())
+        weights = whole_state(self.model, self.parallel.world)
+        self.parallel.world.on_main(lambda: write_bundle(folder, plan, weights))
         return folder
 
     def export_program(self, path: str | Path = "model.pt2", example: Inputs | None = None) -> Path:
@@ -60,12 +64,16 @@ class Exporting(TrainingLoop):
         Raises:
             UsageError: if there are no data to take an example from.
         """
-        file = _place(self.path / path)
-        model, inputs, shapes = self._traced(example)
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-        program.example_inputs = None
-        torch.export.save(program, file)
-        return file
+        traced, file = self._traced(example), self.path / path
+
+        def write() -> Path:
+            model, inputs, shapes = traced
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+            program.example_inputs = None
+            torch.export.save(program, _place(file))
+            return file
+
+        return self.parallel.world.on_main(write)
 
     def export_onnx(self, path: str | Path = "model.onnx", example: Inputs | None = None) -> Path:
         """Write the model, in evaluation mode, as ONNX; the batch size stays free.
@@ -83,20 +91,24 @@ class Exporting(TrainingLoop):
                 f"export_onnx needs onnx and onnxscript ({error}); install them: "
                 "`pip install treadle[onnx]`."
             ) from error
-        file = _place(self.path / path)
-        model, inputs, shapes = self._traced(example)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own parts
-            torch.onnx.export(
-                model,
-                inputs,
-                file,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                external_data=False,
-                verbose=False,
-            )
-        return file
+        traced, file = self._traced(example), self.path / path
+
+        def write() -> Path:
+            model, inputs, shapes = traced
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporter's own parts
+                torch.onnx.export(
+                    model,
+                    inputs,
+                    _place(file),
+                    dynamo=True,
+                    dynamic_shapes=shapes,
+                    external_data=False,
+                    verbose=False,
+                )
+            return file
+
+        return self.parallel.world.on_main(write)
 
     def _traced(self, example: Inputs | None) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
         """What the exporters take: the model, inputs, and which of their axes are free."""
@@ -106,8 +118,20 @@ class Exporting(TrainingLoop):
         if len(inputs[0]) < 2:  # a one would be taken for the only batch size there is
             inputs = tuple(torch.cat([x, x]) for x in inputs)
         batch = torch.export.Dim("batch")
-        model = copy.deepcopy(self.model).cpu().eval()
-        return model, inputs, tuple({0: batch} for _ in inputs)
+        return self._copy().cpu().eval(), inputs, tuple({0: batch} for _ in inputs)
+
+    def _copy(self) -> nn.Module:
+        """The model once more; where it is spread over processes, whole in that of rank 0."""
+        if not any(is_sharded(p) for p in self.model.parameters()):
+            return copy.deepcopy(self.model)
+        description = described(self.model, "the model")
+        _check_remade(self.model, description)
+        weights = whole_state(self.model, self.parallel.world)
+        with torch.random.fork_rng(devices=[]):
+            model: nn.Module = restored(description, "the model")
+        if self.parallel.world.is_main:
+            model.load_state_dict(weights)
+        return model
 
     def _example(self) -> tuple[Tensor, ...]:
         batch = next(iter(self.dls.valid), None) if len(self.dls.valid) else None
@@ -195,12 +219,18 @@ def _check_remade(model: nn.Module, description: Any) -> None:
     """Raise UsageError unless what the description makes is the model but for its numbers."""
     with torch.random.fork_rng(devices=[]):
         made = restored(description, "the model")
-    if repr(made) != repr(model) or _shapes(made) != _shapes(model):
+    if repr(made) != _shown(model) or _shapes(made) != _shapes(model):
         raise UsageError(
             f"the model was changed after {description['make']} made it, so that would make "
             "another one; register a function that makes it as it is now, or give what changed as "
             "arguments."
         )
+
+
+def _shown(model: nn.Module) -> str:
+    """Its structure. Torch gives modules that are spread over processes a class of its own."""
+    is_spread = any(is_sharded(p) for p in model.parameters())
+    return re.sub(r"\bFSDP(?=\w+\()", "", repr(model)) if is_spread else repr(model)
 
 
 def _shapes(model: nn.Module) -> dict[str, Any]:

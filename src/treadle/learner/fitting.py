@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from treadle.callbacks.checkpoint import CheckpointCallback, Every
 from treadle.callbacks.scheduler import ParamScheduler
+from treadle.distributed.faults import faults_told
 from treadle.errors import UsageError
 from treadle.interrupts import undivided
 from treadle.learner.plan import planned_hypers
@@ -127,7 +128,12 @@ class Fitting(Resuming):
         if self._passed_over():
             return
         cbs = as_list(cbs) + [CheckpointCallback(every) for every in [checkpoint] if every]
-        with self.added_cbs([*cbs, *self._resumptions()]), self._open_scope(), memory_told(self):
+        with (
+            self.added_cbs([*cbs, *self._resumptions()]),
+            self._open_scope(),
+            faults_told(self),
+            memory_told(self),
+        ):
             if reset_opt:
                 self.opt = None
             self._have_opt().set_hypers(lr=self.lr if lr is None else lr)

@@ -120,11 +120,11 @@ class Learner(Fitting, Asking, Exporting):
 
     def save(self, file: str) -> Path:
         """Write the model's weights to `path/model_dir/file.safetensors`."""
-        return save_weights(self.model, self._weights_file(file))
+        return save_weights(self.model, self._weights_file(file), self.parallel.world)
 
     def load(self, file: str, strict: bool = True) -> Self:
         """Read weights that `save` wrote."""
-        load_weights(self.model, self._weights_file(file), strict=strict)
+        load_weights(self.model, self._weights_file(file), strict, self.parallel.world)
         return self
 
     def _weights_file(self, file: str) -> Path:

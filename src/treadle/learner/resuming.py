@@ -22,6 +22,7 @@ from treadle.loop.state import all_generators, set_all_generators
 from treadle.loop.training import TrainingLoop, assigned
 from treadle.run.checkpoint import read_newest
 from treadle.run.packed import unpack
+from treadle.shards import sharded_alike
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
@@ -78,19 +79,28 @@ class Resuming(TrainingLoop):
         `folder` (`path/"checkpoints"` if None).
 
         Make the learner by the same code as then, and give `cbs` what was given to that fit; number
-        of workers, cache and device may be others. The verb that trained is called again with its
-        arguments: fits before the one that was interrupted are passed over, as are all batches
-        that were done. On the same device it ends with the same bits as without the interruption.
+        of workers, cache and device may be others, as may the number of processes and `parallel`,
+        if the batches of all together are as large (`global_bs`). The verb that trained is called
+        again with its arguments: fits before the one that was interrupted are passed over, as are
+        all batches that were done. On the same device, with as many processes, it ends with the
+        same bits as without the interruption.
+
+        All processes take the newest checkpoint that is whole for each of them.
 
         Raises:
             DataError: if there is no checkpoint, or it is not one of a fit.
             UsageError: if the learner is not the one of the checkpoint, with what differs.
         """
         where = Path(folder) if folder is not None else self.path / "checkpoints"
-        read = read_newest(where)
+        self.parallel.spread(self)  # so that each process reads no more than it will have
+        like, processes = sharded_alike(self.model.named_parameters()), self.parallel.world
+        read = read_newest(where, like, processes)
         if read is None:
             raise DataError(f"there is no checkpoint in {where}; give the folder that has them.")
         state = unpack(read.tensors, read.values.get("state", {}), self.device or "cpu")
+        if processes.rank >= read.manifest.processes:  # it draws numbers as no other process does
+            for name in {"torch", "cuda"} & state["fit"]["generators"].keys():
+                del state["fit"]["generators"][name]
         call = _checked_call(state.get("call", {}), read.path)
         if not any(isinstance(cb, CheckpointCallback) for cb in (*self.cbs, *as_list(cbs))):
             every = call["every"] and Every(**call["every"])

@@ -82,13 +82,22 @@ class EndRequest:
 
     def asked(self) -> Preempted | None:
         """What to raise, if it is time to end."""
+        return self.preempted(self.code)
+
+    @property
+    def code(self) -> int:
+        """The exit status, if it is time to end, else 0."""
         if self.number is not None:
-            return Preempted(128 + self.number, self.number.name)
-        if time.monotonic() > self.until:
+            return 128 + self.number
+        return EX_TEMPFAIL if time.monotonic() > self.until else 0
+
+    def preempted(self, code: int) -> Preempted | None:
+        """What to raise for a `code`, which may be that of another process of the run."""
+        if code == EX_TEMPFAIL:
             minutes = self.max_minutes or 0.0
             told = f"{minutes:.3g} minutes" if minutes >= 1 else f"{60 * minutes:.3g} seconds"
-            return Preempted(EX_TEMPFAIL, f"a time limit of {told}")
-        return None
+            return Preempted(code, f"a time limit of {told}")
+        return Preempted(code, signal.Signals(code - 128).name) if code else None
 
     def __enter__(self) -> Self:
         self.number = None

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, Literal
 
-import torch
-
 from treadle.errors import UsageError
 from treadle.loop.events import Callback
 from treadle.loop.order import sort_callbacks
 from treadle.loop.state import all_generators, model_tensors, set_all_generators
 from treadle.loop.training import TrainingLoop
+from treadle.shards import cut, put
 
 _LOOP_FIELDS = "training n_epoch epoch n_iter iter updates planned_updates".split()
-_LOADER_FIELDS = "n bs".split()
 
 
 Batches = int | Literal["all"] | None
@@ -25,7 +23,7 @@ def snapshot(loop: TrainingLoop, batches: Batches) -> dict[str, Any]:
 
     `batches` is how many of the epoch's training batches are done; "all" where its validation
     begins, None between epochs. What has no place in it: the data, the code, and the clock. The
-    tensors are not copied.
+    tensors are not copied. Of those that are spread over several processes each has its part.
     """
     params = dict(loop.model.named_parameters())
     return {
@@ -81,13 +79,12 @@ def put_back(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
         setattr(loop, name, fit["loop"][name])
     loop.opt.load_state_dict(_by_place(state["optimizer"], loop.opt))
     loop.opt.frozen_idx = fit["frozen_groups"]
-    with torch.no_grad():
-        for name, t in model_tensors(loop.model):
-            t.copy_(state["model"][name])
+    for name, t in model_tensors(loop.model):
+        put(t, state["model"][name])
     for name, p in loop.model.named_parameters():
         p.requires_grad_(name not in fit["frozen"])
         grad = fit["gradients"].get(name)
-        p.grad = None if grad is None else grad.to(p, copy=True)
+        p.grad = None if grad is None else cut(grad, p).to(p.device, p.dtype, copy=True)
     if loop.window is not None:
         loop.window.load_state_dict(fit["window"])
     loop.precision.load_state_dict(fit["precision"])
@@ -95,7 +92,7 @@ def put_back(loop: TrainingLoop, state: Mapping[str, Any]) -> None:
         if saved["state"] is not None:
             dl.load_state_dict(saved["state"])
     for name, cb in _with_state(loop):
-        if name in fit["callbacks"]:
+        if name in fit["callbacks"] and (loop.parallel.world.is_main or not cb.on_main):
             cb.load_state_dict(fit["callbacks"][name])
     set_all_generators(loop, fit["generators"])
 
@@ -106,17 +103,23 @@ def can_seek(dl: Any) -> bool:
 
 
 def _of_loader(dl: Any) -> dict[str, Any]:
-    known = {name: getattr(dl, name, None) for name in _LOADER_FIELDS}
-    return {**known, "state": dl.state_dict() if can_seek(dl) else None}
+    return {**_sizes(dl), "state": dl.state_dict() if can_seek(dl) else None}
+
+
+def _sizes(dl: Any) -> dict[str, int | None]:
+    """How many samples there are, and how many a batch has in all processes together."""
+    bs = getattr(dl, "bs", None)
+    return {"n": getattr(dl, "n", None), "bs": getattr(dl, "total_bs", bs)}
 
 
 def _check_loader(i: int, dl: Any, saved: Mapping[str, Any]) -> None:
-    for name, what in zip(_LOADER_FIELDS, ("samples", "samples a batch"), strict=True):
-        mine = getattr(dl, name, None)
+    whats = {"n": "samples", "bs": "samples a batch"}
+    for name, mine in _sizes(dl).items():
         if mine != saved[name]:
             raise UsageError(
-                f"loader {i} had {saved[name]} {what} in the run of the checkpoint and has {mine} "
-                "here; give the data and the batch size that were trained with."
+                f"loader {i} had {saved[name]} {whats[name]} in the run of the checkpoint and has "
+                f"{mine} here; give the data and the batch size that were trained with, for all "
+                "processes together (global_bs=)."
             )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from treadle.errors import UsageError
 from treadle.optim.chain import Chain, rehearse, stand_in
 from treadle.optim.groups import BOOKKEEPING, Group, label
+from treadle.shards import fitted
 
 
 class Wrapped:
@@ -24,9 +25,10 @@ class Wrapped:
         self.value = value
 
     def unwrap(self, p: Tensor) -> Any:
-        """A copy of the stat: its own dtype, on the device of `p`."""
-        value = copy.deepcopy(self.value)
-        return value.to(p.device) if isinstance(value, Tensor) else value
+        """A copy of the stat: its own dtype, on the device of `p`, spread as `p` is."""
+        if isinstance(self.value, Tensor):
+            return fitted(self.value, p)
+        return copy.deepcopy(self.value)
 
 
 def fit_saved(

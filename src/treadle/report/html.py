@@ -23,6 +23,7 @@ from treadle.report.text import (
 )
 from treadle.run.folder import write_text
 from treadle.run.record import RunRecord
+from treadle.world import world
 
 _MAX_EPOCH_MARKS = 40
 _MAX_OPEN_ROWS = 30
@@ -34,8 +35,8 @@ def write_report(
     """Writes the report of a run to `path`, a single HTML file, and returns the path.
 
     With `against` it begins with what differs from that run: settings, results, curves. The file
-    appears whole or not at all, so it may be rewritten after every epoch. Raises DataError if it
-    cannot be written.
+    appears whole or not at all, so it may be rewritten after every epoch. Of several processes
+    only the main one writes. Raises DataError if it cannot be written.
 
     >>> import tempfile
     >>> names = ["epoch", "train_loss", "valid_loss", "accuracy", "time"]
@@ -44,6 +45,8 @@ def write_report(
     ...     "80.0\u202f%" in write_report(record, f"{folder}/report.html").read_text("utf-8")
     True
     """
+    if not world().is_main:
+        return Path(path)
     return write_text(path, render(record, against))
 
 

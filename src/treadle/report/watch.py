@@ -37,6 +37,7 @@ class ReportCallback(Callback):
     order = 90  # sees a batch when all others have changed it
     run_valid = False
     reports = True
+    on_main = True  # which makes the report
 
     def __init__(self, samples: int = 8) -> None:
         self.samples = samples

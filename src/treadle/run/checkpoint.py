@@ -8,6 +8,10 @@
             loop.json              one file for each value
         step-000200/
 
+Several processes write one checkpoint together, with files of each (`model.0.safetensors`) and
+`layout.json`, by torch.distributed.checkpoint; see `dcp_write`. Either kind can be read by any
+number of processes, each of which gets what it needs.
+
 A step that is written again gets a folder of its own, `step-000200.2`, before the old one goes: at
 no moment is the step absent. Files that the manifest does not name are ignored. No file can make
 the reader run, import or open anything.
@@ -15,35 +19,60 @@ the reader run, import or open anything.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import platform
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from treadle.errors import DataError, UsageError
 from treadle.run import durable, manifest
+from treadle.run.checkpoint_folder import (
+    begun,
+    checkpoints,
+    compare,
+    now,
+    published,
+    read_manifest,
+    rotate,
+    verified,
+    versions,
+)
 from treadle.run.exact_json import from_json, to_json
-from treadle.run.manifest import MANIFEST, Manifest
+from treadle.run.manifest import Manifest
 from treadle.run.tensor_file import TensorFile, read_tensors, tensor_file
+from treadle.run.together import together
+from treadle.shards import cut
+from treadle.world import World, world
+
+__all__ = [
+    "Checkpoint",
+    "Content",
+    "best_checkpoint",
+    "check_keeps",
+    "checkpoints",
+    "content",
+    "newest_checkpoint",
+    "read_checkpoint",
+    "read_manifest",
+    "read_newest",
+    "store",
+    "verify_checkpoint",
+    "write_checkpoint",
+]
 
 Found = TypeVar("Found")
-
-_FOLDER = re.compile(r"step-(\d{6,18})(?:\.(\d{1,9}))?")
+Like = Callable[[str, Iterable[int]], Tensor | None]
+"""Given the name and the shape of a tensor, the DTensor that it is cut like; None: it is whole."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint as it was read from the folder `path`: tensors on the CPU by part and name,
-    values by name."""
+    values by name. Those that were cut are DTensors, on their device."""
 
     path: Path
     step: int
@@ -89,6 +118,10 @@ def write_checkpoint(
     Older checkpoints go only after this one is on the disk: the `keep_last` written last stay, and
     the `keep_best` with the largest `score` (a score that is not finite is never best).
 
+    In a run of several processes all of them call it, and write one checkpoint together: of a
+    DTensor each its part, of what is the same in all one of them, and what differs from rank 0's
+    each its own. If one fails, none has written it, and all raise the same.
+
     Raises UsageError for what cannot be stored, DiskFullError where there is no room, DataError if
     the folder cannot be written; the checkpoints before are then unharmed.
 
@@ -100,29 +133,42 @@ def write_checkpoint(
     ('step-000012', {'loop': {'epoch': 1}})
     """
     check_keeps(keep_last, keep_best)
-    return store(folder, content(step, tensors, values, score), keep_last, keep_best)
+    mine = world()
+    return store(folder, content(step, tensors, values, score), keep_last, keep_best, mine)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, like: Like | None = None) -> Checkpoint:
     """Reads a checkpoint, given its folder. Every byte is checked before it is used.
+
+    Of one that n processes wrote, the process of rank r gets what that of rank r modulo n had.
+    `like` says, of a name and a shape, as which DTensor this process is to have its part.
 
     Raises DataError, naming the file, if one is missing, damaged, a link, or of another checkpoint.
     """
     path = Path(path)
     found = read_manifest(path)
-    tensors = {
-        part: read_tensors(
-            _verified(path / manifest.tensor_name(part), stored),
-            found.tied.get(part, {}),
-            str(path / manifest.tensor_name(part)),
-        )
-        for part, stored in found.tensors.items()
-    }
+    if found.layout is not None:
+        from treadle.run.dcp_read import read_of_several
+
+        tensors, values = read_of_several(path, found, world().rank, like)
+        return Checkpoint(path, found.step, tensors, values, found)
+    tensors = {}
+    for part, stored in found.tensors.items():
+        file = path / manifest.tensor_name(part)
+        named = read_tensors(verified(file, stored), found.tied.get(part, {}), str(file))
+        tensors[part] = named if like is None else _cut(named, like)
     values = {}
     for name, stored in found.values.items():
         file = path / manifest.value_name(name)
-        values[name] = from_json(_verified(file, stored), str(file))
+        values[name] = from_json(verified(file, stored), str(file))
     return Checkpoint(path, found.step, tensors, values, found)
+
+
+def _cut(named: Mapping[str, Tensor], like: Like) -> dict[str, Tensor]:
+    alike = {name: like(name, t.shape) for name, t in named.items()}
+    return {
+        name: t if (other := alike[name]) is None else cut(t, other) for name, t in named.items()
+    }
 
 
 def verify_checkpoint(path: Path) -> Manifest:
@@ -133,7 +179,7 @@ def verify_checkpoint(path: Path) -> Manifest:
     path = Path(path)
     found = read_manifest(path)
     for name, stored in found.files().items():
-        _compare(path / name, durable.measure_file(path / name, stored.size), stored)
+        compare(path / name, durable.measure_file(path / name, stored.size), stored)
     return found
 
 
@@ -144,9 +190,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return _first_whole(reversed(checkpoints(folder)), _verified_folder)
 
 
-def read_newest(folder: Path) -> Checkpoint | None:
-    """What `newest_checkpoint` finds, read; every byte is read once."""
-    return _first_whole(reversed(checkpoints(folder)), read_checkpoint)
+def read_newest(
+    folder: Path, like: Like | None = None, among: World | None = None
+) -> Checkpoint | None:
+    """What `newest_checkpoint` finds, read; every byte is read once. `like` is that of
+    `read_checkpoint`.
+
+    The processes of a run (`among`, by default all) call it together, and all get the same
+    checkpoint: the newest that is whole for each of them.
+    """
+    mine = world() if among is None else among
+    paths = mine.same(list(reversed(checkpoints(folder))))
+
+    def read(path: Path) -> Checkpoint:
+        return together(mine, lambda: read_checkpoint(path, like))
+
+    return _first_whole(paths, read, mine.is_main)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -161,36 +220,17 @@ def best_checkpoint(folder: Path) -> Path | None:
     return _first_whole((path for *_, path in sorted(scores, reverse=True)), _verified_folder)
 
 
-def _first_whole(paths: Iterable[Path], look: Callable[[Path], Found]) -> Found | None:
+def _first_whole(
+    paths: Iterable[Path], look: Callable[[Path], Found], warn: bool = True
+) -> Found | None:
     """What `look` says of the first checkpoint in which it finds no damage."""
     for path in paths:
         try:
             return look(path)
         except DataError as error:
-            warnings.warn(f"A checkpoint is passed over: {error}", stacklevel=3)
+            if warn:
+                warnings.warn(f"A checkpoint is passed over: {error}", stacklevel=3)
     return None
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, in the order of their writing, whole or not. One whose manifest
-    cannot be read comes last, for when it was written is not known.
-    """
-    return [path for _, path in sorted(_serials(Path(folder)))]
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a checkpoint, given its folder. Raises DataError if there is none that fits
-    the folder.
-    """
-    where = path / MANIFEST
-    named = _FOLDER.fullmatch(path.resolve().name)
-    if not path.is_dir() or named is None:
-        raise DataError(f"{path} is not a checkpoint; give a folder such as step-000100.")
-    found = manifest.from_bytes(durable.read_file(where, manifest.MOST_BYTES), str(where))
-    durable.failpoint("load: manifest read")
-    if found.step != int(named[1]):
-        raise DataError(f"{where} is that of step {found.step:,}: it was swapped with another.")
-    return found
 
 
 def content(
@@ -220,27 +260,25 @@ def check_keeps(keep_last: int, keep_best: int) -> None:
         )
 
 
-def store(folder: Path, what: Content, keep_last: int, keep_best: int) -> Path:
-    """Writes `what` and then lets older checkpoints go; see `write_checkpoint`."""
-    folder = Path(folder)
-    with durable.room_for(folder / f"step-{what.step:06d}", what.nbytes):
-        durable.sweep(folder)
-        before = _serials(folder)
-        serial = 1 + max((number for number, _ in before if number != math.inf), default=0)
-        with durable.hidden_folder(folder, f"step-{what.step:06d}") as hidden:
-            _fill(hidden, what, int(serial))
-            durable.flush_folder(hidden)
-            durable.failpoint("save: folder on the disk")
-            path = _free_name(folder, what.step)
-            hidden.rename(path)
-            durable.failpoint("save: renamed")
-        durable.flush_folder(folder)
-        durable.failpoint("save: name on the disk")
-    _rotate(folder, path, keep_last, keep_best)
+def _verified_folder(path: Path) -> Path:
+    verify_checkpoint(path)
     return path
 
 
-def _fill(hidden: Path, what: Content, serial: int) -> None:
+def store(folder: Path, what: Content, keep_last: int, keep_best: int, among: World) -> Path:
+    """Writes `what` and then lets older checkpoints go; see `write_checkpoint`."""
+    folder = Path(folder)
+    if among.size > 1:
+        from treadle.run.dcp_write import write_of_several
+
+        return write_of_several(folder, what, keep_last, keep_best, among)
+    with begun(folder, what.step, what.nbytes) as (hidden, serial):
+        path = published(hidden, _fill(hidden, what, serial))
+    rotate(folder, path, keep_last, keep_best)
+    return path
+
+
+def _fill(hidden: Path, what: Content, serial: int) -> Manifest:
     tensors = {
         part: durable.write_file(hidden / manifest.tensor_name(part), held.chunks())
         for part, held in what.parts.items()
@@ -249,99 +287,5 @@ def _fill(hidden: Path, what: Content, serial: int) -> None:
         name: durable.write_file(hidden / manifest.value_name(name), [text])
         for name, text in what.texts.items()
     }
-    made = Manifest(
-        what.step,
-        serial,
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        what.score,
-        _versions(),
-        tensors,
-        values,
-        {part: held.tied for part, held in what.parts.items() if held.tied},
-    )
-    durable.write_file(hidden / MANIFEST, [manifest.to_bytes(made)])
-
-
-def _free_name(folder: Path, step: int) -> Path:
-    """`step-000123`, or with the next number behind it while there is one of that step."""
-    taken = [_FOLDER.fullmatch(p.name) for p in folder.glob("step-*")]
-    again = [int(name[2] or 1) for name in taken if name and int(name[1]) == step]
-    return folder / (f"step-{step:06d}" + (f".{max(again) + 1}" if again else ""))
-
-
-def _rotate(folder: Path, newest: Path, keep_last: int, keep_best: int) -> None:
-    """Lets go what is neither among the last nor the best. What is damaged, or of a Treadle to
-    come, does not count and stays: it is for the user to look at. A failure is a warning.
-    """
-    whole: dict[Path, Manifest] = {}
-    for path in checkpoints(folder):
-        with contextlib.suppress(DataError):
-            whole[path] = _sized(path)
-    step = int(newest.name.split("-")[1].split(".")[0])
-    current = [path for path, found in whole.items() if path == newest or found.step != step]
-    scored = [(whole[path].score, whole[path].serial, path) for path in current]
-    best = sorted((row for row in scored if row[0] is not None), reverse=True)[:keep_best]
-    keep = {*current[-keep_last:], *(path for *_, path in best)}
-    durable.failpoint("rotate: chosen")
-    try:
-        for path in whole:
-            if path not in keep:
-                durable.discard(path)
-        durable.flush_folder(folder)
-    except OSError as error:
-        warnings.warn(f"An older checkpoint could not be removed: {error}", stacklevel=3)
-    durable.failpoint("rotate: done")
-
-
-def _sized(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files have their sizes; their bytes are not read."""
-    found = read_manifest(path)
-    for name, stored in found.files().items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != stored.size:
-            raise DataError(f"{file} is missing or cut.")
-    return found
-
-
-def _serials(folder: Path) -> list[tuple[float, Path]]:
-    """Every folder that is named as a checkpoint, and when it was written; infinity: unknown."""
-    found: list[tuple[float, Path]] = []
-    for path in folder.glob("step-*"):
-        if _FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            try:
-                found.append((read_manifest(path).serial, path))
-            except DataError:
-                found.append((math.inf, path))
-    return found
-
-
-def _verified_folder(path: Path) -> Path:
-    verify_checkpoint(path)
-    return path
-
-
-def _verified(path: Path, stored: durable.Stored) -> bytes:
-    data = durable.read_file(path, stored.size)
-    durable.failpoint(f"load: {path.name} read")
-    _compare(path, durable.stored(data), stored)
-    return data
-
-
-def _compare(path: Path, found: durable.Stored, stored: durable.Stored) -> None:
-    if found.size != stored.size:
-        raise DataError(
-            f"{path} has {found.size:,} bytes where its manifest says {stored.size:,}: it was cut "
-            "or changed."
-        )
-    if found.sha256 != stored.sha256:
-        raise DataError(f"{path} is damaged: its SHA-256 is not that of its manifest.")
-
-
-def _versions() -> dict[str, str]:
-    from treadle import __version__
-
-    return {
-        "treadle": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
+    tied = {part: held.tied for part, held in what.parts.items() if held.tied}
+    return Manifest(what.step, serial, now(), what.score, versions(), tensors, values, tied)

@@ -2,7 +2,8 @@
 
 The training thread only copies: tensors into memory of the host that is kept for the next time, and
 values into text. A thread of its own writes, hashes and flushes. One write is under way at most,
-so the memory taken is that of one checkpoint.
+so the memory taken is that of one checkpoint. In a run of several processes the threads of all
+write one checkpoint, and agree by a process group of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from treadle.errors import UsageError
 from treadle.run.checkpoint import Content, check_keeps, content, store
 from treadle.run.durable import DiskFullError
 from treadle.run.tensor_file import TensorFile
+from treadle.run.together import beside
+from treadle.world import World, world
 
 
 class Writer:
@@ -31,6 +34,9 @@ class Writer:
     `keep_last` and `keep_best` are those of `write_checkpoint`. What goes wrong in a write is
     raised by the next `submit` or by `close`; with `on_full="go_on"` a full disk is a warning there
     and training goes on, with `"stop"` it is the DiskFullError.
+
+    The processes of a run (`among`, by default all) each make one, at the same time, and `submit`
+    alike: what goes wrong in one of them is raised in all.
 
     `last` is the checkpoint that got onto the disk last (None: none yet), `waited` the seconds, in
     all, that `submit` had to wait because the write before was not done, `skipped` how many
@@ -51,6 +57,7 @@ class Writer:
         keep_last: int = 2,
         keep_best: int = 0,
         on_full: Literal["stop", "go_on"] = "stop",
+        among: World | None = None,
     ):
         check_keeps(keep_last, keep_best)
         if on_full not in ("stop", "go_on"):
@@ -60,6 +67,7 @@ class Writer:
         self.last: Path | None = None
         self.waited = 0.0
         self.skipped = 0
+        self._among = beside(world() if among is None else among)
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -136,7 +144,7 @@ class Writer:
     def _write(self, what: Content, copies: list[torch.cuda.Event]) -> None:
         for copy in copies:
             copy.synchronize()
-        self.last = store(self.folder, what, self.keep_last, self.keep_best)
+        self.last = store(self.folder, what, self.keep_last, self.keep_best, self._among)
 
     def _copied(self, given: Content) -> tuple[Content, list[torch.cuda.Event]]:
         """The same in memory of the host, and what to wait for until it is there."""

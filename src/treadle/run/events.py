@@ -17,13 +17,14 @@ from typing import Any
 
 from treadle.errors import DataError
 from treadle.run.folder import sentence_for, to_plain
+from treadle.world import world
 
 EVENTS = "events.jsonl"
 
 
 class EventLog:
     """Adds lines to the `events.jsonl` of a run folder. One process at a time may: see
-    `sole_writer`.
+    `sole_writer`. Of several that train together only the main one does.
 
     Raises DataError if the file cannot be written.
 
@@ -36,11 +37,16 @@ class EventLog:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = Path(folder) / EVENTS
+        self.writes = world().is_main
+        if not self.writes:
+            return
         with sentence_for("write", self.path), self._opened() as fd:
             _drop_half_line(fd)
 
     def append(self, event: str, **facts: Any) -> None:
         """Add a line: the time in UTC, the event's name, and `facts`, as `write_json` has them."""
+        if not self.writes:
+            return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         plain = to_plain({"time": now, "event": event, **facts}, event)
         line = (json.dumps(plain, separators=(",", ":")) + "\n").encode()

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from treadle.errors import DataError, UsageError
+from treadle.world import world
 
 LOCK, HOLDER = ".lock", ".lock.json"  # see `treadle.run.lock`
 
@@ -40,7 +41,8 @@ def new_run_folder(
     Without `out` it is `root/<date>_<time>-<name>`, with `-2`, `-3`, ... appended while that is
     taken; two runs that start in the same second get two folders. With `out` it is exactly
     `out`, which must not exist or be empty. In `name`, what does not belong in a file name
-    becomes a hyphen.
+    becomes a hyphen. Of several processes all call it, the main one makes the folder, and all get
+    its path.
 
     Raises DataError if the folder cannot be made, UsageError if no letter of `name` is usable.
 
@@ -49,6 +51,13 @@ def new_run_folder(
     ...     new_run_folder("resnet18, fp16", root=root).name[19:]
     '-resnet18-fp16'
     """
+    return world().on_main(lambda: make_run_folder(name, out, root))
+
+
+def make_run_folder(
+    name: str, out: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] = "runs"
+) -> Path:
+    """`new_run_folder` in this process, whatever others do."""
     if out is not None:
         return _make_given_folder(Path(out))
     slug = re.sub(r"[^\w.+=-]+", "-", name).strip("-.")[:50]
@@ -109,7 +118,10 @@ def write_json(path: str | os.PathLike[str], obj: object, indent: int | None = 2
 def write_history(
     path: str | os.PathLike[str], metric_names: Sequence[str], rows: Sequence[Sequence[object]]
 ) -> Path:
-    """Writes the table of a run as CSV, at once or not at all; see `history_csv`, `write_bytes`."""
+    """Writes the table of a run as CSV, at once or not at all; see `history_csv`, `write_bytes`.
+    Of several processes only the main one writes."""
+    if not world().is_main:
+        return Path(path)
     return write_text(path, history_csv(metric_names, rows))
 
 

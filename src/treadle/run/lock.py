@@ -49,7 +49,7 @@ class Holder:
 
     def is_alive(self) -> bool:
         """Whether it still runs, as far as this machine can tell."""
-        return self.is_here() and _started(self.pid) == self.process
+        return self.is_here() and process_start(self.pid) == self.process
 
 
 def read_holder(folder: str | os.PathLike[str]) -> Holder | None:
@@ -94,7 +94,7 @@ def sole_writer(folder: str | os.PathLike[str]) -> Iterator[Holder | None]:
         before = read_holder(folder)
         if before is not None:
             _check_gone(folder, before)
-        mine = Holder(os.getpid(), platform.node(), _now(), _started(os.getpid()) or "")
+        mine = Holder(os.getpid(), platform.node(), _now(), process_start(os.getpid()) or "")
         write_json(folder / HOLDER, asdict(mine))
         try:
             yield before
@@ -132,7 +132,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _started(pid: int) -> str | None:
+def process_start(pid: int) -> str | None:
     """When a process of this machine was started, in the system's own terms; empty if it runs and
     the system does not say when, None if it does not run."""
     if Path("/proc/self/stat").is_file():

@@ -2,6 +2,9 @@
 
 It holds no path: the name of a file follows from the name of its part, and that may have only
 letters, digits, hyphens and underscores. So no manifest can lead out of its folder.
+
+Where several processes wrote the checkpoint, each has files of its own, `model.0.safetensors` and
+`model.1.safetensors`, and `layout.json` says which of them has what (schema 2).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +20,12 @@ from treadle.errors import DataError, UsageError
 from treadle.run.durable import Stored
 
 MANIFEST = "manifest.json"
+LAYOUT = "layout.json"
 SCHEMA = 1
+SHARED_SCHEMA = 2  # of a checkpoint of several processes
 MOST_BYTES = 64 << 20
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_OF_RANK = re.compile(r"([A-Za-z0-9_-]{1,64})\.(0|[1-9]\d{0,8})")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,7 +35,8 @@ class Manifest:
 
     `serial` counts the checkpoints of a folder in the order of writing, which is not that of their
     steps once training has gone back. `created` is a time in UTC, ISO 8601. `score` is larger for a
-    better checkpoint. `tied` says by part which name stands for which other one.
+    better checkpoint. `tied` says by part which name stands for which other one. `processes` is how
+    many wrote it; of several, `tensors` and `values` are by part and rank, as in `model.0`.
     """
 
     step: int
@@ -39,11 +47,14 @@ class Manifest:
     tensors: dict[str, Stored]
     values: dict[str, Stored]
     tied: dict[str, dict[str, str]]
+    processes: int = 1
+    layout: Stored | None = None
 
     def files(self) -> dict[str, Stored]:
         """The files that belong to the checkpoint, by name, without the manifest itself."""
         parts = {tensor_name(name): stored for name, stored in self.tensors.items()}
-        return parts | {value_name(name): stored for name, stored in self.values.items()}
+        parts |= {value_name(name): stored for name, stored in self.values.items()}
+        return parts if self.layout is None else parts | {LAYOUT: self.layout}
 
 
 def tensor_name(part: str) -> str:
@@ -72,7 +83,10 @@ def check_names(names: list[str], what: str) -> None:
 
 def to_bytes(manifest: Manifest) -> bytes:
     """The manifest as a file."""
-    plain = {"schema": SCHEMA, **asdict(manifest)}
+    plain: dict[str, Any] = {"schema": SHARED_SCHEMA, **asdict(manifest)}
+    if manifest.layout is None:
+        plain["schema"] = SCHEMA
+        del plain["processes"], plain["layout"]
     return _text({**plain, "seal": _seal(plain)})
 
 
@@ -82,10 +96,10 @@ def from_bytes(data: bytes, where: str) -> Manifest:
     try:
         plain = json.loads(data)
         schema = plain["schema"]
-        if type(schema) is not int or schema != SCHEMA:
+        if type(schema) is not int or schema not in (SCHEMA, SHARED_SCHEMA):
             raise DataError(
-                f"{where} has the schema {str(schema)[:40]}, this Treadle reads {SCHEMA}; read it "
-                "with the Treadle that wrote it."
+                f"{where} has the schema {str(schema)[:40]}, this Treadle reads {SCHEMA} and "
+                f"{SHARED_SCHEMA}; read it with the Treadle that wrote it."
             )
         if _text(plain) != data or _seal(plain) != plain["seal"]:
             raise ValueError("its seal is broken")
@@ -117,12 +131,29 @@ def _manifest(plain: dict[str, Any]) -> Manifest:
             part: {_str(k): _str(v) for k, v in names.items()}
             for part, names in plain["tied"].items()
         },
+        **_of_several(plain),
     )
-    check_names(list(manifest.tensors), "a part")
-    check_names(list(manifest.values), "a value")
+    for names, what in ((manifest.tensors, "a part"), (manifest.values, "a value")):
+        own = list(names) if manifest.layout is None else _without_ranks(names, manifest.processes)
+        check_names(own, what)
     if not manifest.tied.keys() <= manifest.tensors.keys():
         raise ValueError("names are tied in a part that is not there")
     return manifest
+
+
+def _of_several(plain: dict[str, Any]) -> dict[str, Any]:
+    if plain["schema"] == SCHEMA:
+        return {}
+    return {"processes": _count(plain["processes"]), "layout": _stored(plain["layout"])}
+
+
+def _without_ranks(names: Iterable[str], processes: int) -> list[str]:
+    """The names of parts, each once, in the names of the files' parts of so many processes."""
+    found = {name: _OF_RANK.fullmatch(name) for name in names}
+    wrong = [name for name, parts in found.items() if not parts or int(parts[2]) >= processes]
+    if wrong:
+        raise ValueError(f"{wrong[0][:80]!r} names no rank of {processes}")
+    return list(dict.fromkeys(parts[1] for parts in found.values() if parts))
 
 
 def _stored(plain: dict[str, Any]) -> Stored:

@@ -25,12 +25,14 @@ from treadle.run.record import (
     SeenSamples,
     SlowBatch,
 )
+from treadle.world import world
 
 RECORD = "record.json"
 
 
 def write_record(folder: str | os.PathLike[str], record: RunRecord) -> Path:
-    """Writes `record` to `record.json` in the folder of its run, whole or not at all.
+    """Writes `record` to `record.json` in the folder of its run, whole or not at all. Of several
+    processes only the main one writes.
 
     Raises DataError if it cannot be written.
 
@@ -41,6 +43,8 @@ def write_record(folder: str | os.PathLike[str], record: RunRecord) -> Path:
     ...     read_record(folder).losses
     [0.5]
     """
+    if not world().is_main:
+        return Path(folder) / RECORD
     return write_json(Path(folder) / RECORD, _with_text(asdict(record)), indent=None)
 
 

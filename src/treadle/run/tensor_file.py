@@ -2,7 +2,8 @@
 
 The format stores every tensor whole and on its own. Names that stand for the very same tensor (tied
 weights) are stored once; which names they are goes into the manifest, and reading ties them again.
-Tensors that only overlap are stored each on its own, with the same bits.
+Tensors that only overlap are stored each on its own, with the same bits. Of a tensor that is spread
+over several processes, each has its part.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load
 from torch import Tensor
 
 from treadle.errors import DataError, UsageError
+from treadle.shards import Box, box_of, is_sharded, local
 
 _BLOCK = 8 << 20  # bytes written and hashed at a time, while they are in the processor's cache
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -41,10 +43,12 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of one part: each once, and which further names stand for which of them."""
+    """The tensors of one part: each once, and which further names stand for which of them. Of those
+    in `boxes` it has a part, which lies there in the whole."""
 
     tensors: dict[str, Tensor]
     tied: dict[str, str]
+    boxes: dict[str, Box] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +63,7 @@ class TensorFile:
         for name, t in order:
             start, end = end, end + t.nbytes
             header[name] = {
-                "dtype": _DTYPES[t.dtype],
+                "dtype": DTYPES[t.dtype],
                 "shape": list(t.shape),
                 "data_offsets": [start, end],
             }
@@ -67,7 +71,7 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         yield len(text).to_bytes(8, "little") + text
         for _, t in order:
-            yield from _blocks(t)
+            yield from blocks(t)
 
 
 def tensor_file(part: str, tensors: Mapping[str, Tensor]) -> TensorFile:
@@ -77,6 +81,7 @@ def tensor_file(part: str, tensors: Mapping[str, Tensor]) -> TensorFile:
     """
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
+    boxes: dict[str, Box] = {}
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
         where = f"tensors[{part!r}][{name!r}]"
@@ -86,11 +91,13 @@ def tensor_file(part: str, tensors: Mapping[str, Tensor]) -> TensorFile:
             raise UsageError(f"{where}: safetensors keeps that name for itself; give another.")
         t = _plain(tensor, where)
         same = first.setdefault(_identity(t, name), name)
-        if same == name:
-            kept[name] = t
-        else:
+        if same != name:
             tied[name] = same
-    return TensorFile(kept, tied)
+            continue
+        kept[name] = t
+        if is_sharded(tensor) and not (box := box_of(tensor)).is_whole:
+            boxes[name] = box
+    return TensorFile(kept, tied, boxes)
 
 
 def read_tensors(data: bytes, tied: Mapping[str, str], where: str) -> dict[str, Tensor]:
@@ -110,10 +117,10 @@ def read_tensors(data: bytes, tied: Mapping[str, str], where: str) -> dict[str, 
 def _plain(tensor: object, where: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise UsageError(f"{where} is a {type(tensor).__name__}; give a tensor.")
-    t = tensor.detach()
+    t = local(tensor).detach()
     if t.layout != torch.strided or t.is_quantized or t.device.type == "meta":
         raise UsageError(f"{where} is not a dense tensor with values; give tensor.to_dense().")
-    if t.dtype not in _DTYPES:
+    if t.dtype not in DTYPES:
         raise UsageError(f"{where} has the dtype {t.dtype}, which safetensors does not hold.")
     return t.resolve_conj().resolve_neg()
 
@@ -125,7 +132,8 @@ def _identity(t: Tensor, name: str) -> object:
     return t.device, storage, t.storage_offset(), t.shape, t.stride(), t.dtype
 
 
-def _blocks(t: Tensor) -> Iterator[memoryview]:
+def blocks(t: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor, in order."""
     flat = t.cpu().contiguous().reshape(-1)
     if flat.numel():
         view = flat.view(torch.uint8).numpy().data

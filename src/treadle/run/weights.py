@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from treadle.errors import DataError
 from treadle.run.tensor_file import tensor_file
+from treadle.run.together import together
+from treadle.shards import is_sharded, local, put, whole
+from treadle.world import World, world
 
 
-def save_weights(model: nn.Module, path: Path) -> Path:
+def save_weights(model: nn.Module, path: Path, among: World | None = None) -> Path:
     """Write the parameters and buffers of `model` to `path` (its folder is made if need be).
 
     A tensor that is used under several names is stored once. The file appears under its name only
     when it is complete.
 
+    The processes of a run (`among`, by default all) call this together; rank 0 writes, all wait.
+
     Raises:
-        DataError: if the file cannot be written.
+        DataError: in all processes, if the file cannot be written.
     """
-    file = tensor_file("model", model.state_dict())  # the same bytes for the same weights
+    processes = world() if among is None else among
+    state = whole_state(model, processes)
+    return processes.on_main(lambda: _write(state, path))
+
+
+def whole_state(model: nn.Module, among: World) -> Mapping[str, Tensor]:
+    """The state dict of a model, whole in the process of rank 0 whatever it is spread among. What
+    was spread lies there in the memory of the host; the other processes keep their parts.
+    """
+    state: dict[str, Tensor] = model.state_dict()
+    gathered: dict[object, Tensor] = {}  # what has several names is one here, too
+    for name, t in state.items():
+        if is_sharded(t):
+            full = whole(t)  # all processes, for each name
+            if among.is_main:
+                state[name] = gathered.setdefault(_storage(t) if t.numel() else name, full.cpu())
+    return state
+
+
+def _write(state: Mapping[str, Tensor], path: Path) -> Path:
+    file = tensor_file("model", state)  # the same bytes for the same weights
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,26 +61,37 @@ def save_weights(model: nn.Module, path: Path) -> Path:
             "writable and has room."
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
     return path
 
 
-def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
-    """Read `path` into `model`, in place, on whatever device the model is.
+def load_weights(
+    model: nn.Module, path: Path, strict: bool = True, among: World | None = None
+) -> None:
+    """Read `path` into `model`, in place, on whatever device the model is. The processes of a run
+    (`among`, by default all) call this together; of what is spread each takes its part.
 
     Raises:
-        DataError: if there is no such file or it is not safetensors, and where names or shapes
-            differ from the model's (with `strict=False`, names may differ).
+        DataError: in all processes, if there is no such file or it is not safetensors, and where
+            names or shapes differ from the model's (with `strict=False`, names may differ).
     """
+    own = model.state_dict()
+    processes = world() if among is None else among
+    tensors = together(processes, lambda: _fitting(own, path, strict))
+    for name in tensors.keys() & own.keys():
+        put(own[name], tensors[name])
+
+
+def _fitting(own: Mapping[str, Tensor], path: Path, strict: bool) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(
             f"there are no weights at {path}; give the name under which they were saved."
         )
     try:
-        tensors = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # safetensors raises an error class of its own for each damage
         raise DataError(f"{path} is not a readable safetensors file ({error}).") from error
-    own = model.state_dict()
     shared = _names_by_storage(own)
     missing = [name for name in own if not shared[_storage(own[name])] & tensors.keys()]
     extra = sorted(tensors.keys() - own.keys())
@@ -69,16 +106,14 @@ def load_weights(model: nn.Module, path: Path, strict: bool = True) -> None:
         raise DataError(
             f"{path} does not fit the model ({what}); build the model it was saved from."
         )
-    with torch.no_grad():
-        for name in tensors.keys() & own.keys():
-            own[name].copy_(tensors[name])
+    return tensors
 
 
-def _storage(t: torch.Tensor) -> tuple[int, int]:
-    return t.data_ptr(), t.numel()
+def _storage(t: Tensor) -> tuple[int, int]:
+    return local(t).data_ptr(), t.numel()
 
 
-def _names_by_storage(tensors: dict[str, torch.Tensor]) -> dict[tuple[int, int], set[str]]:
+def _names_by_storage(tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], set[str]]:
     names: dict[tuple[int, int], set[str]] = {}
     for name, t in tensors.items():
         names.setdefault(_storage(t), set()).add(name)

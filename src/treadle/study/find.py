@@ -136,7 +136,8 @@ def find(
     if found.value is None:
         if strict:
             raise UsageError(f"find suggests no {name}. {found.why}")
-        print(f"find suggests no {name}. {found.why}", file=sys.stderr)
+        if learn.parallel.world.is_main:
+            print(f"find suggests no {name}. {found.why}", file=sys.stderr)
     if show_plot:
         from treadle.plots import show
         from treadle.study.find_plots import plot_trials

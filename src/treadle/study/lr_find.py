@@ -90,7 +90,8 @@ def lr_find(
     if supported.low is None:
         if strict:
             raise UsageError(f"lr_find suggests no rate. {supported.why}")
-        print(f"lr_find suggests no rate. {supported.why}", file=sys.stderr)
+        if learn.parallel.world.is_main:
+            print(f"lr_find suggests no rate. {supported.why}", file=sys.stderr)
     found = suggested_lrs(_functions(suggest_funcs), seen, supported, num_it)
     if show_plot:
         from treadle.plots import show

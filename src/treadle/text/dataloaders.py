@@ -51,6 +51,7 @@ class TextArguments(TypedDict, total=False):
     max_vocab: int
     errors: str
     bs: int
+    global_bs: int | None
     val_bs: int | None
     num_workers: int | None
     device: torch.device | str | None
@@ -72,7 +73,7 @@ class TextDataLoaders(DataLoaders):
     begins with its encoder; `vocab`, the classes; `seed`, which determines the random split and
     the order; `path`, where a learner saves; as further keywords those of `TextBlock` (`tok_tfm`,
     `seq_len`, `backwards`, `min_freq`, `max_vocab`, `errors`) and of `DataBlock.dataloaders`
-    (`bs`, `val_bs`, `device`, `shuffle_train`, `drop_last`, `on_error`, ...).
+    (`bs`, `global_bs`, `val_bs`, `device`, `shuffle_train`, `drop_last`, `on_error`, ...).
 
     >>> texts = ["a good film", "a bad film", "good", "bad", "bad film"] * 4
     >>> labels = ["pos", "neg", "pos", "neg", "neg"] * 4

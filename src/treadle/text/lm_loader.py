@@ -14,6 +14,7 @@ from treadle.data import DataLoader, Dataset, InOrder, Shuffled
 from treadle.data.loaders import Batch
 from treadle.data.making import Made, Task
 from treadle.data.reading import MapDataset
+from treadle.data.sharing import own_places
 from treadle.errors import DataError, UsageError
 from treadle.text.dataset import TextDataset, Tokens
 
@@ -35,7 +36,8 @@ class LMLoader(DataLoader):
 
     The documents, one after the other, are cut into `bs` rows of equal length, and the rows into
     batches of `seq_len` tokens, so that a model may carry its state from batch to batch. The last
-    batch of an epoch is as long as the rows still are; what does not fill a row is left out.
+    batch of an epoch is as long as the rows still are; what does not fill a row is left out. Of
+    several processes each reads the same rows in every batch: `total_bs` rows are dealt out.
 
     - `docs`: token numbers, as one array for a text or a list of arrays for documents; or the
       `Dataset` of a `TextBlock`.
@@ -111,12 +113,12 @@ class LMLoader(DataLoader):
     @property
     def row_len(self) -> int:
         """How many tokens a row has in an epoch."""
-        return max(self.n_tokens - 1, 0) // self.bs
+        return max(self.n_tokens - 1, 0) // self.total_bs
 
     @property
     def n(self) -> int:
-        """How many sequences an epoch has: `bs` a batch."""
-        return len(self) * self.bs
+        """How many sequences an epoch has: `total_bs` a batch."""
+        return len(self) * self.total_bs
 
     @property
     def n_inp(self) -> int:
@@ -131,8 +133,8 @@ class LMLoader(DataLoader):
             part = getattr(self.dataset, "part", "")
             raise DataError(
                 f"The {part + ' ' if part else ''}text has {self.n_tokens} tokens; expected "
-                f"{self.bs + 1} or more, one for each of bs={self.bs} rows and one to foretell. "
-                "Give a smaller bs, or more text."
+                f"{self.total_bs + 1} or more, one for each of {self.total_bs} rows and one to "
+                "foretell. Give a smaller bs, or more text."
             )
 
     def _stream(self, epoch: int) -> Stream:
@@ -147,7 +149,7 @@ class LMLoader(DataLoader):
         return self._streams[key]
 
     def _tasks(self, epoch: int, start: int = 0) -> Iterator[Task]:
-        rows = np.arange(self.bs) * self.row_len
+        rows = own_places(self.total_bs, self.world) * self.row_len
         for k in range(start, len(self)):
             stream = self._stream(epoch)
             places = np.searchsorted(stream.ends, rows + k * self.seq_len, side="right")
@@ -156,10 +158,13 @@ class LMLoader(DataLoader):
     def _make(self, task: Task, stop: Event) -> Made:
         """The batch `task.addresses[0]` of an epoch."""
         flat = self._stream(task.epoch).tokens
-        whole, at = self.bs * self.row_len, int(task.addresses[0]) * self.seq_len
+        own = own_places(self.total_bs, self.world)
+        first, n = int(own[0]) * self.row_len, len(own) * self.row_len
+        at = int(task.addresses[0]) * self.seq_len
         window = slice(at, at + self.seq_len)
         elements = [
-            flat[ahead : ahead + whole].view(self.bs, -1)[:, window].long() for ahead in (0, 1)
+            flat[start : start + n].view(len(own), -1)[:, window].long()
+            for start in (first, first + 1)
         ]
         if self.device.type == "cuda":
             elements = [element.pin_memory() for element in elements]
@@ -177,15 +182,18 @@ class LMLoader(DataLoader):
     ) -> LMLoader:
         """A loader of other documents, in order."""
         docs: Any = dataset
-        return LMLoader(
+        made = LMLoader(
             docs,
-            bs or self.bs,
+            bs or self._bs,
             self.seq_len,
+            global_bs=None if bs else self.global_bs,
             seed=self.seed,
             device=self.device,
             cache=self.cache if cache == "as this one" else cache,
             on_error=self.on_error,
         )
+        made.world = self.world
+        return made
 
     def state_dict(self) -> dict[str, int]:
         """That of `DataLoader`, and `seq_len`."""
@@ -194,7 +202,7 @@ class LMLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state` was taken.
 
-        Raises `UsageError` where the state is of other data, another `bs` or another `seq_len`.
+        Raises `UsageError` where the state is of other data, another `total_bs` or `seq_len`.
         """
         if state.get("seq_len", self.seq_len) != self.seq_len:
             raise UsageError(

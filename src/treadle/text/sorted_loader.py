@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from treadle.data import DataLoader, Dataset, Order
 from treadle.data.collate import stacked
-from treadle.data.draws import permutation
 from treadle.data.making import Made, Task
+from treadle.data.permutation import permutation
 from treadle.errors import UsageError
 from treadle.text.dataset import TextDataset
 
@@ -80,9 +80,9 @@ class SortedLoader(DataLoader):
     """Batches (x, lengths, y) of documents: x int64 (bs, longest), padded at the end, and lengths
     int64 (bs,), both inputs of the model; y as its block makes it. Without labels (x, lengths).
 
-    With `shuffle` the order is `Sortish`, else `ByLength`; items of `test_dl` stay in their order.
-    The arguments are those of `DataLoader`; `num_workers` is 0 unless given, as a batch takes less
-    time to make than to hand over.
+    With `shuffle` the order is `Sortish`, by batches of all processes, else `ByLength`; items of
+    `test_dl` stay in their order. The arguments are those of `DataLoader`; `num_workers` is 0
+    unless given, as a batch takes less time to make than to hand over.
 
     Raises:
         UsageError: where the block's vocab has no token to pad with.
@@ -121,7 +121,7 @@ class SortedLoader(DataLoader):
             self.sampler = sampler.of(dataset)
         elif dataset.part != "test":
             lengths = self._lengths()
-            self.sampler = Sortish(lengths, bs) if shuffle else ByLength(lengths)
+            self.sampler = Sortish(lengths, self.total_bs) if shuffle else ByLength(lengths)
 
     def _lengths(self) -> Lengths:
         """The tokens of each document; 0 of one that is skipped."""

@@ -46,6 +46,7 @@ class LoaderArguments(TypedDict, total=False):
     """What each of the factories passes on to `DataBlock.dataloaders`."""
 
     bs: int
+    global_bs: int | None
     val_bs: int | None
     num_workers: int | None
     device: torch.device | str | None
@@ -61,9 +62,9 @@ class ImageDataLoaders(DataLoaders):
 
     All of them take `item_tfms` and `batch_tfms` (see `DataBlock`); `mode`, "RGB" or "L" (grey);
     `seed`, which determines the random split, the order and the augmentation; and as further
-    keywords those of `DataBlock.dataloaders`: `bs`, `val_bs`, `num_workers`, `device`,
-    `shuffle_train`, `sampler`, `drop_last`, `cache`, `on_error`. `valid_pct` is the share of the
-    items (0 to 1) that validates, chosen at random. `path` is also where a learner saves.
+    keywords those of `DataBlock.dataloaders`: `bs`, `global_bs`, `val_bs`, `num_workers`,
+    `device`, `shuffle_train`, `sampler`, `drop_last`, `cache`, `on_error`. `valid_pct` is the share
+    of the items (0 to 1) that validates, chosen at random. `path` is also where a learner saves.
 
     Files that do not exist are an error before anything is read, unless `on_error="skip"`.
     """

@@ -45,13 +45,14 @@ def folder_dataloaders(
     device: Any = None,
     cache: str | None = "auto",
     on_error: str = "raise",
+    global_bs: int | None = None,
 ) -> DataLoaders:
     """Loaders of a folder of images with `train/<class>/*` and `valid|val|test/<class>/*`, or with
     `<class>/*`, of which a random fifth validates.
 
     Images are resized and cut to `presize` pixels, then augmented in batches to `size`: a random
     part of at least `min_scale` of the area, turned, warped, relit and, with `flip`, mirrored.
-    `cache` and `on_error` are those of `DataLoader`.
+    `cache`, `on_error` and `global_bs` are those of `DataLoader`.
 
     Raises:
         DataError: if the folder is missing or empty, or holds fewer than two classes.
@@ -67,6 +68,7 @@ def folder_dataloaders(
         item_tfms=Resize(presize),
         batch_tfms=[*augment, Normalize.from_stats(*imagenet_stats)],
         bs=bs,
+        global_bs=global_bs,
         num_workers=num_workers,
         device=device,
         cache=cache,

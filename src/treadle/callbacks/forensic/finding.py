@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from treadle.loop.nested import map_tensors
+from treadle.shards import local
+from treadle.world import World
 
 
 @dataclass
@@ -28,7 +30,8 @@ class NonFinite:
         samples: which samples of the batch it concerns, counted from 0; empty if not known.
         indices: the same as indices of the data set, where the loader can tell.
         items: the same as the items there, files mostly.
-        batch_size: how many samples the batch has.
+        batch_size: how many samples the batch has; of several processes, that one's part of it that
+            has found it.
     """
 
     what: str
@@ -70,6 +73,21 @@ class NonFinite:
         return f"; {what}{_first(self.parameters)} is not finite"
 
 
+def most_telling(found: Sequence[NonFinite]) -> NonFinite:
+    """What several processes have found, each in its part of a batch, as one: that of the process
+    where it began, if one of them is, with the parameters that any of them has found."""
+    best = max(
+        found,
+        key=lambda f: (
+            f.module is not None or f.samples != [],
+            f.where.startswith("it began"),
+            f.where != "",
+        ),
+    )
+    named = [name for each in (best, *found) for name in each.parameters]
+    return replace(best, parameters=list(dict.fromkeys(named)))
+
+
 def _first(names: list[str]) -> str:
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
@@ -87,22 +105,27 @@ def floats(batch: Any) -> list[Tensor]:
 
 
 def is_finite(t: Tensor) -> bool:
-    return bool(t.isfinite().all())
+    return bool(local(t).isfinite().all())
 
 
 def surely_finite(tensors: list[Tensor]) -> bool:
-    """Whether all numbers are finite, by sums of squares: these are quick, but may overflow by
-    themselves, so that False is no proof. Waits for the device, once."""
+    """Whether all numbers in this process are finite, by sums of squares: these are quick, but may
+    overflow by themselves, so that False is no proof. Waits for the device, once."""
     if not tensors:
         return True
-    norms = torch._foreach_norm(tensors)
+    norms = torch._foreach_norm(list(map(local, tensors)))
     return math.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
 
 
-def spoilt_weights(model: nn.Module) -> dict[str, float]:
+def spoilt_weights(model: nn.Module, world: World) -> dict[str, float]:
     """The parameters that are not finite and the buffers with a NaN: the first such number of each,
-    by name. An infinity in a buffer may be a mask. Waits for the device."""
-    params = {name: p.detach() for name, p in model.named_parameters()}
+    by name. An infinity in a buffer may be a mask. Waits for the device, and for the other
+    processes, which get the same."""
+    return {name: value for found in world.all(_spoilt(model)) for name, value in found.items()}
+
+
+def _spoilt(model: nn.Module) -> dict[str, float]:
+    params = {name: local(p).detach() for name, p in model.named_parameters()}
     buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
     if surely_finite([*params.values(), *buffers.values()]):
         return {}
@@ -122,7 +145,7 @@ def rows(t: Tensor, n: int) -> list[int]:
 
 def spread(what: str, tensors: Iterable[Tensor]) -> str:
     """From where to where their numbers go, in words."""
-    numbers = [t.detach() for t in tensors if t.numel()]
+    numbers = [local(t).detach() for t in tensors if local(t).numel()]
     if not numbers:
         return ""
     low, high = min(float(t.min()) for t in numbers), max(float(t.max()) for t in numbers)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from typing import NoReturn
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -14,6 +15,7 @@ from treadle.callbacks.forensic.finding import NonFinite, spoilt_weights, surely
 from treadle.callbacks.forensic.replay import KeptState, Replayed, replay
 from treadle.errors import CallbackError, TreadleError
 from treadle.loop.events import Callback
+from treadle.shards import local
 
 
 class NonFiniteWarning(RuntimeWarning):
@@ -39,7 +41,8 @@ class NonFiniteCallback(Callback):
     """Looks at the loss and the gradients of each training batch, at the weights before the first,
     and at the loss and the metrics of each validation. A subclass says what follows, by `act`.
 
-    Looking waits for the device once a batch.
+    Looking waits for the device once a batch. Several processes tell one another what they see, so
+    that all do the same.
 
     Attributes:
         found: the last number that was none, as a `NonFinite`; None as long as all is well.
@@ -64,8 +67,12 @@ class NonFiniteCallback(Callback):
 
     def note(self, found: NonFinite, outcome: str) -> None:
         """Say it, and go on."""
-        # Each time, not once a place and text as `warn` does: the same fit may be run again.
-        warnings.warn_explicit(f"{found} {outcome}", NonFiniteWarning, __file__, 0)
+        told: AbstractContextManager[Any] = nullcontext()
+        if not self.parallel.world.is_main:  # which is silent, but raises it where a filter says so
+            told = warnings.catch_warnings(record=True)
+        with told:
+            # Each time, not once a place and text as `warn` does: the same fit may be run again.
+            warnings.warn_explicit(f"{found} {outcome}", NonFiniteWarning, __file__, 0)
 
     note_metric = note
 
@@ -82,7 +89,8 @@ class NonFiniteCallback(Callback):
 
     def before_epoch(self) -> None:
         self.params = list(self.model.parameters())
-        if self.epoch == self.learn.first_epoch and (spoilt := spoilt_weights(self.model)):
+        first = self.epoch == self.learn.first_epoch
+        if first and (spoilt := spoilt_weights(self.model, self.parallel.world)):
             value, where = next(iter(spoilt.values())), "before the first batch"
             self.found = NonFinite("a weight", value, self.epoch, None, where, None, list(spoilt))
             self.end(self.found, "No batch was trained: load or make the weights anew.")
@@ -93,11 +101,18 @@ class NonFiniteCallback(Callback):
         loss = self.loss.detach()
         scaled = self.precision.scaler.is_enabled()  # scaled gradients may be infinite
         grads = [] if scaled else [p.grad for p in self.params if p.grad is not None]
-        if not surely_finite([loss, *grads]) and (seen := _not_finite(loss, grads)):
+        if seen := self._seen(loss, grads):
             self.replaying = True
             self.found = replay(self.learn, self.kept, self, *seen)
             self.replaying = False
             self.act(self.found)
+
+    def _seen(self, loss: Tensor, grads: list[Tensor]) -> tuple[str, float] | None:
+        """What is not finite in any process, and its value."""
+        here = self.parallel.world
+        if not any(here.all(not surely_finite([loss, *grads]))):
+            return None
+        return next((seen for seen in here.all(_not_finite(loss, grads)) if seen), None)
 
     def _look_at_metrics(self) -> None:
         recorder = getattr(self.learn, "recorder", None)
@@ -114,5 +129,6 @@ def _not_finite(loss: Tensor, grads: list[Tensor]) -> tuple[str, float] | None:
     """What is not, and its value."""
     if not loss.isfinite():
         return "the loss", float(loss)
-    greatest = float(get_total_norm(grads, math.inf))
+    parts = [part for part in map(local, grads) if part.numel()]
+    greatest = float(get_total_norm(parts, math.inf))
     return None if math.isfinite(greatest) else ("a gradient", greatest)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from treadle.callbacks.forensic.finding import NonFinite
+from treadle.callbacks.forensic.finding import NonFinite, most_telling
 from treadle.callbacks.forensic.watch import Watch, blame
 from treadle.loop.events import Callback
 from treadle.loop.state import generators, set_generators
@@ -89,10 +89,13 @@ def replay(learn: Any, kept: KeptState, cb: Callback, what: str, value: float) -
     """Run the batch at hand once more, up to its gradients, and say where `value` came from.
 
     Afterwards all is as before, but for the buffers, which are as before the batch. `cb` raises
-    `Replayed` after the backward pass; callbacks that report are not asked.
+    `Replayed` after the backward pass; callbacks that report are not asked. Several processes come
+    here together, and get the same.
     """
+    world = learn.parallel.world
     found = NonFinite(what, value, learn.epoch, learn.iter, batch_size=batch_size(learn.xb))
-    if blame(found, "an input", learn.xb) or blame(found, "a target", learn.yb):
+    blamed = blame(found, "an input", learn.xb) or blame(found, "a target", learn.yb)
+    if any(world.all(blamed)):
         kept.put_back()
     else:
         watch = Watch(learn.model)
@@ -104,7 +107,7 @@ def replay(learn: Any, kept: KeptState, cb: Callback, what: str, value: float) -
             except Exception as error:  # which must not hide what was to be explained
                 found.where = f"running the batch once more to find out why failed ({error!r})"
     found.indices, found.items = _items(learn, found.samples)
-    return found
+    return most_telling(world.all(found))
 
 
 _OF_THE_BATCH = "xb yb pred _loss _loss_grad _gradient_is_in".split()

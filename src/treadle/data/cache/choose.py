@@ -11,6 +11,7 @@ from treadle.data.cache.disk import DiskCache
 from treadle.data.cache.folders import LIMIT, cache_root, locked, make_room
 from treadle.data.cache.free import free_memory
 from treadle.data.cache.memory import MemoryCache, still_to_fill
+from treadle.data.sharing import processes_here
 from treadle.errors import TreadleError, UsageError, nearest
 
 __all__ = ["KEEP_FREE", "KINDS", "MEMORY_SHARE", "open_cache"]
@@ -34,8 +35,8 @@ def open_cache(
 
     - "memory" is taken as asked.
     - "disk" too; `files` and `recipe` name it (see `DiskCache`).
-    - "auto" is memory if the pictures fit in `MEMORY_SHARE` of what is free now (less what other
-      memory caches of this process have yet to fill), else the disk if they fit there and
+    - "auto" is memory if the pictures fit in `MEMORY_SHARE` of what is free now for this process
+      (less what other memory caches of it have yet to fill), else the disk if they fit there and
       `KEEP_FREE` remains, else None, with a warning that says the numbers.
     - "device" is the place where the pictures wait until all are there to be moved to the device:
       as "auto".
@@ -82,7 +83,7 @@ def _on_disk(
 
 
 def _fitting(n: int, files: Files | None, recipe: str, expected_bytes: int) -> PixelCache | None:
-    free = max(free_memory() - still_to_fill(), 0)
+    free = max(free_memory() // processes_here() - still_to_fill(), 0)
     share = int(MEMORY_SHARE * free)
     if expected_bytes <= share:
         return MemoryCache(n, expected_bytes)

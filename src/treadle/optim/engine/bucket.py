@@ -30,8 +30,11 @@ _ITEM = 1 << 13  # entries, at least, that are worth to be handed out
 _ALONE = 1 << 15  # entries, at most, that one thread does faster than several
 _SHORT = 1 << 16  # entries, at most, for which the GIL is kept
 
-_grad, _requires_grad = attrgetter("grad"), attrgetter("requires_grad")
-_address, _contiguous = Tensor.data_ptr, Tensor.is_contiguous
+_requires_grad, _contiguous = attrgetter("requires_grad"), Tensor.is_contiguous
+
+
+def _itself(t: Tensor) -> Tensor:
+    return t
 
 
 class Bucket:
@@ -41,6 +44,13 @@ class Bucket:
     alone: autograd replaces gradients, a user may replace or clear stats, freeze a parameter, or
     move a model. `walk` does so in C; what it cannot tell, or without it, is asked in Python.
     """
+
+    place = 0  # of this process among those that have other parts of the parameters
+
+    # How the memory of a tensor is reached; `spread` has other ways.
+    _part: Callable[[Tensor], Tensor] = staticmethod(_itself)
+    _grad: Callable[[Tensor], Tensor] = attrgetter("grad")
+    _address: Callable[[Tensor], int] = staticmethod(Tensor.data_ptr)
 
     def __init__(
         self,
@@ -61,27 +71,28 @@ class Bucket:
         self._group, self._names = group, list(hypers)
         self._width = len(stats[0])
         self._requires = list(map(_requires_grad, params))
-        self._columns = [[s[name] for s in stats] for name in self.tensors]
+        self.parts = list(map(self._part, params))
+        self._columns = [[self._part(s[name]) for s in stats] for name in self.tensors]
         new = partial(torch.ones, dtype=torch.float64, device=kind.device)
         self.scale, self.norms = new(()) if scale is None else scale, new(len(params))
-        self._contiguous = all(map(_contiguous, params))
-        self._strides = [strides(p) for p in params]
-        self._addresses = [
-            list(map(_address, column))
-            for column in (params, map(_grad, params), *self._columns, [self.scale] * len(params))
-        ]
+        self._contiguous = all(map(_contiguous, self.parts))
+        self._strides = [strides(p) for p in self.parts]
+        self._addresses = [list(map(Tensor.data_ptr, stream)) for stream in self.streams[:-1]]
         at = self.norms.data_ptr()
         self._addresses.append(list(range(at, at + 8 * len(params), 8)))
         self.table = array("Q", [a for column in self._addresses for a in column])
         at = self.table.buffer_info()[0]
-        self._look = walk(params, stats, self.tensors, self.numbers, at)
-        self.layout = Layout([p.numel() for p in params])
+        self._look = self._walk(at)
+        self.layout = Layout([p.numel() for p in self.parts])
+
+    def _walk(self, table: int) -> Callable[[], bool] | None:
+        return walk(self.params, self.stats, self.tensors, self.numbers, table)
 
     @property
     def streams(self) -> list[list[Tensor]]:
         """The parameters, the gradients, the stats by name, what a guard keeps."""
-        grads, scales = list(map(_grad, self.params)), [self.scale] * len(self.params)
-        return [self.params, grads, *self._columns, scales, list(self.norms.unbind())]
+        grads, scales = list(map(self._grad, self.params)), [self.scale] * len(self.params)
+        return [self.parts, grads, *self._columns, scales, list(self.norms.unbind())]
 
     def known(self) -> dict[str, Any]:
         """What steppers know beside tensors: hyper-parameters, flags, stats that are numbers."""
@@ -99,15 +110,15 @@ class Bucket:
 
     def _seen_fresh(self) -> bool:
         """`fresh`, asked in Python."""
-        params, stats, n = self.params, self.stats, len(self.params)
+        params, stats, n, address = self.params, self.stats, len(self.params), self._address
         try:
             if list(map(_requires_grad, params)) != self._requires:
                 return False
-            grads = list(map(_grad, params))
-            if list(map(_address, params)) != self._addresses[0] or not self._fit(grads):
+            grads = list(map(self._grad, params))
+            if list(map(address, params)) != self._addresses[0] or not self._fit(grads):
                 return False
             # Gradients are not held: zero_grad is to free them.
-            self.table[n : 2 * n] = array("Q", map(_address, grads))
+            self.table[n : 2 * n] = array("Q", map(Tensor.data_ptr, grads))
             if list(map(len, stats)).count(self._width) != n:
                 return False
             for name in self.numbers:
@@ -116,7 +127,7 @@ class Bucket:
                     return False
             for i, name in enumerate(self.tensors):
                 # Two tensors at one address would both be alive, so this tells them apart.
-                if list(map(_address, [s[name] for s in stats])) != self._addresses[2 + i]:
+                if list(map(address, [s[name] for s in stats])) != self._addresses[2 + i]:
                     return False
         except (AttributeError, KeyError, RuntimeError, TypeError):
             return False  # a gradient that is None or sparse, a stat that is gone
@@ -145,15 +156,15 @@ class Bucket:
     ) -> Bucket:
         """This bucket after the stats `new` have been made, as zeros, and `numbers` kept."""
         for name in order:
-            for p, s in zip(self.params, self.stats, strict=True):
+            for p, part, s in zip(self.params, self.parts, self.stats, strict=True):
                 if name in new:
-                    like = p if new[name].full else p.new_empty(())
+                    like = p if new[name].full else part.new_empty(())
                     s[name] = torch.zeros_like(like, dtype=new[name].dtype, requires_grad=False)
                 elif name in numbers:
                     s[name] = numbers[name]
         kind = replace(self.kind, stats={**self.kind.stats, **new})
         common = self.chain, self._group, self.hypers, self.flags
-        return Bucket(*common, kind, self.params, self.stats, self.scale)
+        return type(self)(*common, kind, self.params, self.stats, self.scale)
 
     def split(self) -> list[Bucket]:
         """One bucket for each shape."""
@@ -163,7 +174,7 @@ class Bucket:
             params.append(p)
             stats.append(s)
         return [
-            Bucket(
+            type(self)(
                 self.chain,
                 self._group,
                 self.hypers,

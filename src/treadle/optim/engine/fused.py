@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from treadle.optim.engine.batched import run_batched
 from treadle.optim.engine.bucket import Bucket, Launch
 from treadle.optim.engine.codegen_c import c_source
 from treadle.optim.engine.eager import run_eagerly
+from treadle.optim.engine.gathered import run_gathered
 from treadle.optim.engine.guard import THE_NORM, UNGUARDED, Guard, Verdict
 from treadle.optim.engine.loose import run_guarded
 from treadle.optim.engine.plan import Plan, has_tensors
@@ -28,6 +30,7 @@ from treadle.optim.engine.program import Program
 from treadle.optim.engine.proof import prove
 from treadle.optim.engine.record import Recording, record
 from treadle.optim.engine.reference import run_chain
+from treadle.optim.engine.spread import Spread
 from treadle.optim.engine.tape import (
     SCALE,
     Code,
@@ -42,6 +45,8 @@ from treadle.optim.engine.tape import (
 )
 from treadle.optim.engine.triton_launch import NoTriton, TritonLaunch
 from treadle.optim.groups import Group, Hypers
+from treadle.shards import alike, cut, is_sharded, local, whole
+from treadle.sums import norms_over_parts
 
 ENGINES = ("c", "foreach", "reference")
 
@@ -139,6 +144,10 @@ class Engine:
             norms += [_norm_of(p) for _, _, params in plan.loose for p in params]
             if not norms:
                 return None
+            if plan.is_spread:
+                of = [bucket.params[0] for bucket in plan.buckets]
+                of += [p for _, _, params in plan.loose for p in params]
+                norms = norms_over_parts(norms, of)
             norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
         scale = self._guard.scale(norm)
         for bucket in plan.buckets:
@@ -151,7 +160,7 @@ class Engine:
         if launch is None:
             outs: Outs = (P, G, *bucket.kind.names, SCALE, len(THE_NORM) - 1)
             program = self._program(THE_NORM, outs, 0, bucket.kind)
-            launch = bucket.launches[THE_NORM] = self._launch(bucket, program)
+            launch = bucket.launches[THE_NORM] = self._launch(bucket, program, joins=False)
         launch(())
         total: Tensor = torch.linalg.vector_norm(bucket.norms)
         return total
@@ -213,7 +222,7 @@ class Engine:
                 order = dict.fromkeys([*made.returned, *new])
                 bucket = bucket.extended(new, made.numbers, list(order))
             launch = bucket.launches[form] = self._launch(bucket, program)
-        launch([*made.scalars, *guard.seeds(bucket.kind.dtype)])
+        launch([*made.scalars, *guard.seeds(bucket.kind.dtype, bucket.place)])
         if guard.masks:
             before = {name: bucket.stats[0][name] for name in bucket.numbers}
             self._undo += [(stats, before) for stats in bucket.stats]
@@ -246,14 +255,18 @@ class Engine:
         self, chain: Chain, hypers: Hypers, params: Sequence[Tensor], state: State, flags: Flags
     ) -> None:
         """Step `params` without a program."""
-        run = run_batched if id(chain) in self._on_matrices else run_chain
-        known = dict(hypers)
-        with torch.no_grad():
-            if self._guard.form == UNGUARDED.form:
-                run(chain, params, known, state, flags)
-                return
+        run: Callable[..., Any] = run_batched if id(chain) in self._on_matrices else run_chain
+        if self._guard.form != UNGUARDED.form:
             scale = self.scale if self._guard.scales else None
-            self._undo += run_guarded(run, chain, params, known, state, flags, self._guard, scale)
+            run = partial(run_guarded, run, guard=self._guard, scale=scale)
+        common = dict(hypers), state, flags
+        spread = [p for p in params if is_sharded(p)]
+        plain = [p for p in params if not is_sharded(p)]
+        with torch.no_grad():
+            if plain:
+                self._undo += run(chain, plain, *common) or []
+            if spread:
+                self._undo += run_gathered(run, chain, spread, *common)
 
     def _program(self, code: Code, outs: Outs, numbers: int, kind: Kind) -> Program:
         key = code, outs, kind.dtype, kind.device.type, frozenset(kind.stats.items())
@@ -262,25 +275,35 @@ class Engine:
             program = self.programs[key] = Program(code, outs, numbers, kind)
         return program
 
-    def _launch(self, bucket: Bucket, program: Program) -> Callable[[Sequence[float]], None]:
-        if self.kind == "c" and bucket.kind.device.type == "cpu":
+    def _launch(
+        self, bucket: Bucket, program: Program, joins: bool = True
+    ) -> Callable[[Sequence[float]], None]:
+        """What runs `program`; where `joins`, reductions are over what all processes have."""
+        across: tuple[Any, ...] = ()
+        if joins and program.reduces and isinstance(bucket, Spread) and bucket.is_split:
+            across = bucket.sizes, bucket.reduce
+        elif self.kind == "c" and bucket.kind.device.type == "cpu":
             kernel = _kernel(c_source(program))
             if kernel is not None:
                 return Launch(bucket, program, kernel)
-        if self.kind == "c" and bucket.kind.device.type == "cuda":
+        elif self.kind == "c" and bucket.kind.device.type == "cuda":
             with suppress(NoTriton):
                 return TritonLaunch(bucket, program)
 
         def eager(numbers: Sequence[float]) -> None:
             with torch.no_grad():
-                run_eagerly(program, bucket.streams, numbers)
+                run_eagerly(program, bucket.streams, numbers, *across)
 
         return eager
 
 
 def _norm_of(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    norm: Tensor = torch.linalg.vector_norm(p.grad, dtype=torch.float64)
+    """The norm of the part of its gradient that is here."""
+    grad = p.grad
+    assert grad is not None
+    if is_sharded(grad) and not alike(grad, p):
+        grad = cut(whole(grad), p)
+    norm: Tensor = torch.linalg.vector_norm(local(grad), dtype=torch.float64)
     return norm
 
 

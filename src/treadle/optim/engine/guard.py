@@ -19,6 +19,9 @@ from torch import Tensor
 from treadle.errors import UsageError, nearest
 from treadle.optim.engine.rounding import SMALL
 from treadle.optim.engine.tape import SCALE, Code, G, Kind, Outs, P, Type
+from treadle.world import world
+
+_APART = 0x13C6EF372FE94F  # of the seeds of parts: 2^53 over the golden ratio, or nearly
 
 ROUNDINGS = ("nearest", "stochastic", "kahan")
 
@@ -105,9 +108,16 @@ class Guard:
         """Whether each step of a parameter of this dtype needs a seed."""
         return self.rounding == "stochastic" and dtype in SMALL
 
-    def seeds(self, dtype: torch.dtype) -> list[float]:
-        """The numbers that its operations need, after those of the chain; newly drawn."""
-        return [float(torch.randint(1 << 53, ()))] if self.randomizes(dtype) else []
+    def seeds(self, dtype: torch.dtype, place: int = 0) -> list[float]:
+        """The numbers that its operations need, after those of the chain; newly drawn.
+
+        They are the same in all processes, whose own random numbers may differ, but for those that
+        have another part, by its `place`, of what is rounded. Needs the other processes.
+        """
+        if not self.randomizes(dtype):
+            return []
+        seed = world().same(int(torch.randint(1 << 53, ())))
+        return [float((seed + place * _APART) % (1 << 53))]
 
     def guarded(
         self, code: Code, outs: Outs, recorded: Sequence[str], kind: Kind

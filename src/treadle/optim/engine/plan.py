@@ -12,8 +12,10 @@ from torch import Tensor
 from treadle.optim.chain import Chain
 from treadle.optim.engine.bucket import Bucket, Stats, strides
 from treadle.optim.engine.record import PLAIN
+from treadle.optim.engine.spread import Spread, spread_as
 from treadle.optim.engine.tape import FLOATS, Kind, Type
 from treadle.optim.groups import Group, Hypers
+from treadle.shards import alike, is_sharded, local
 
 State = MutableMapping[Tensor, Stats]
 Flags = Mapping[Tensor, Mapping[str, Any]]
@@ -27,6 +29,9 @@ class Plan:
 
     Loose are those that only the reference engine steps: of another kind of tensor, with a layout
     that differs between parameter, gradient and stats, or with memory that is another's, too.
+
+    Attributes:
+        is_spread: whether any of them is a DTensor, so that sums are to be taken over processes.
     """
 
     def __init__(
@@ -60,9 +65,11 @@ class Plan:
                 flagged = flags.get(mine[0], {})
                 of_mine = [stats[p] for p in mine]
                 common = chain, group, hypers, flagged, kind.kind
-                self.buckets.append(Bucket(*common, mine, of_mine))
+                make = Spread if is_sharded(mine[0]) else Bucket
+                self.buckets.append(make(*common, mine, of_mine))
             if loose:
                 self.loose.append((chain, hypers, loose))
+        self.is_spread = any(is_sharded(p) for params in work for p in params)
         # What `holds` compares with.
         self._groups = [(group, list(group["params"]), list(group)) for group in groups]
         self._chains = list(chains)
@@ -133,15 +140,25 @@ def _spelled(kind: Kind) -> list[tuple[str, str, bool]]:
 
 def _key(p: Tensor, stats: Stats, flags: Mapping[str, Any], by_shape: bool) -> Any:
     """What the parameters of a bucket must share; None if `p` is loose."""
-    g = p.grad
+    g, whole, how = p.grad, p, None
+    if is_sharded(p):
+        if g is None or not alike(g, p):
+            return None
+        p, g, how = local(p), local(g), spread_as(p)
     if type(p) not in TENSORS or type(g) is not Tensor or not _alike(p, g):
         return None
-    if p.dtype not in FLOATS or g.dtype != p.dtype or p.numel() == 0 or not dense(p):
+    if p.dtype not in FLOATS or g.dtype != p.dtype or not dense(p):
+        return None
+    if p.numel() == 0 and how is None:
         return None
     types, numbers = dict[str, Type](), list[tuple[str, type, Any]]()
     for name, value in stats.items():
         if isinstance(value, Tensor):
-            full = value.shape == p.shape
+            full = value.shape == whole.shape
+            if full and how is not None:
+                if not alike(value, whole):
+                    return None
+                value = local(value)
             if type(value) is not Tensor or value.dtype not in FLOATS or value.device != p.device:
                 return None
             if not (_alike(p, value) if full else value.dim() == 0):
@@ -151,11 +168,11 @@ def _key(p: Tensor, stats: Stats, flags: Mapping[str, Any], by_shape: bool) -> A
             numbers.append((name, type(value), value))
         else:
             return None
-    kind = Kind(p.dtype, p.device, p.shape if by_shape or p.dim() == 0 else None, types)
+    kind = Kind(p.dtype, p.device, whole.shape if by_shape or p.dim() == 0 else None, types)
     given = tuple((name, type(v), v) for name, v in flags.items())
     if any(not isinstance(v, PLAIN) for _, _, v in given):
         return None
-    return _ByKey(kind), tuple(numbers), given, p.is_contiguous()
+    return _ByKey(kind), tuple(numbers), given, p.is_contiguous(), how
 
 
 def _alike(p: Tensor, t: Tensor) -> bool:
@@ -185,6 +202,7 @@ def _sharing(stats: Mapping[Tensor, Stats]) -> set[Tensor]:
     spans: list[tuple[int, int, Tensor]] = []
     for p, mine in stats.items():
         for t in (p, p.grad, *mine.values()):
+            t = local(t)
             if type(t) in TENSORS and t.layout is torch.strided and t.numel():
                 start = t.data_ptr() if t.device.type != "meta" else 0
                 reach = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))

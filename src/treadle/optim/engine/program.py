@@ -61,6 +61,7 @@ class Program:
                 )
         self.lines = self._lines(code)
         self.stages = 1 + max((line.stage for line in self.lines), default=0)
+        self.reduces = any(line.name in REDUCTIONS for line in self.lines)
 
     def _lines(self, code: Code) -> list[Line]:
         lines: list[Line] = []

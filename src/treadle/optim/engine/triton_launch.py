@@ -98,7 +98,7 @@ class TritonLaunch:
         )
         with self._device:
             kernels = compiled(triton_source(program), program.numbers)
-        sizes = np.array([p.numel() for p in bucket.params], np.int64)
+        sizes = np.array([p.numel() for p in bucket.parts], np.int64)
         counts = -(-sizes // CHUNK)
         owner = np.repeat(np.arange(tensors, dtype=np.int32), counts)
         first = np.concatenate([[0], np.cumsum(counts)])

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -20,11 +21,28 @@ import torch.distributed as dist
 
 from treadle import errors
 from treadle.errors import RankError, TreadleError, UsageError
+from treadle.world.connections import break_all, is_broken
+from treadle.world.joining import join
+from treadle.world.processes import Process
 
 T = TypeVar("T")
 
+__all__ = [
+    "Process",
+    "World",
+    "drawing_apart",
+    "is_broken",
+    "leave",
+    "local_rank",
+    "timeout",
+    "world",
+]
+
 TIMEOUT = "TREADLE_TIMEOUT"
 """The environment variable that says for how many seconds processes wait for one another."""
+
+_JOINED = "TREADLE_JOINED"  # the run and the process that did, for those that it starts
+_DYING_S = 0.5  # a process that is killed closes its connections first
 
 
 @dataclass(frozen=True)
@@ -35,9 +53,11 @@ class World:
         rank: the number of this process, from 0.
         size: how many there are.
         local_rank: its number on its machine; that of its GPU.
+        processes: by rank, where they run.
 
     All of them must come to the same calls in the same order, as in `torch.distributed`. What goes
-    over the wire is pickled by torch, between processes that trust one another.
+    over the wire is pickled by torch, between processes that trust one another. The calls raise
+    RankError if one of them is gone or does not come in time.
 
     >>> World().rank, World().size, World().is_main
     (0, 1, True)
@@ -47,6 +67,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     hosts: Any = None  # the group for what the processes tell one another without their GPUs
+    processes: tuple[Process, ...] = field(default=(), repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -58,7 +79,8 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.hosts)
+        with self._together():
+            dist.all_gather_object(values, value, group=self.hosts)
         return values
 
     def same(self, value: T, src: int = 0) -> T:
@@ -66,7 +88,8 @@ class World:
         if self.size == 1:
             return value
         values: list[Any] = [value if self.rank == src else None]
-        dist.broadcast_object_list(values, src, group=self.hosts, device=torch.device("cpu"))
+        with self._together():
+            dist.broadcast_object_list(values, src, group=self.hosts, device=torch.device("cpu"))
         given: T = values[0]
         return given
 
@@ -94,11 +117,36 @@ class World:
     def barrier(self) -> None:
         """Wait until all are here."""
         if self.size > 1:
-            dist.barrier(group=self.hosts)
+            with self._together():
+                dist.barrier(group=self.hosts)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        if _left:
+            raise RankError(_left)
+        try:
+            yield
+        except RuntimeError as error:
+            if is_broken(error):
+                raise RankError(self._missed(error)) from error
+            raise
+
+    def _missed(self, error: RuntimeError) -> str:
+        until = time.monotonic() + _DYING_S
+        while time.monotonic() < until:
+            for rank, process in enumerate(self.processes):
+                if fate := process.fate():
+                    return f"rank {rank} ({process}) {fate}; what it printed last may say why."
+            time.sleep(0.02)
+        return (
+            "a process of the run left, or did not come to where the others were within "
+            f"{timeout().total_seconds():g} s ({TIMEOUT}): {error}"
+        )
 
 
 _world = World()
 _joined: Any = None  # the process group that `_world` describes
+_left = ""  # why this process left the others, if it did
 
 
 def world() -> World:
@@ -108,17 +156,27 @@ def world() -> World:
 
     A process group that is there already is taken as it is.
     """
-    global _world, _joined
+    global _world, _joined, _left
     if not dist.is_available():
         return _world
-    if not dist.is_initialized() and dist.is_torchelastic_launched():
-        _join()
+    if not dist.is_initialized() and dist.is_torchelastic_launched() and not _is_helper():
+        join(timeout())
+        os.environ[_JOINED] = _this_run() + str(os.getpid())
     group = dist.group.WORLD if dist.is_initialized() else None
     if group is not _joined:
-        _joined, _world = group, _seen() if group is not None else World()
+        _joined, _left = group, ""
+        _world = _seen() if group is not None else World()
         if _world.size > 1:
             _draw_alike(_world)
     return _world
+
+
+def leave(why: str) -> None:
+    """Break this process's connections to the others, who learn of it at once. It does not meet
+    them again: what it would tell them raises RankError with `why`."""
+    global _left
+    _left = _left or why
+    break_all()
 
 
 def local_rank() -> int:
@@ -154,17 +212,21 @@ def drawing_apart() -> Iterator[None]:
     _draw_alike(now)
 
 
-def _join() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank())
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timeout())
+def _is_helper() -> bool:
+    """Whether this process was started by one of the run, whose variables it has."""
+    joined = os.environ.get(_JOINED, "")
+    return joined.startswith(_this_run()) and joined != _this_run() + str(os.getpid())
+
+
+def _this_run() -> str:
+    return os.environ.get("TORCHELASTIC_RUN_ID", "") + " "
 
 
 def _seen() -> World:
     on_cpu = dist.get_backend() == "gloo"
     hosts = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo", timeout=timeout())
-    return World(dist.get_rank(), dist.get_world_size(), local_rank(), hosts)
+    seen = World(dist.get_rank(), dist.get_world_size(), local_rank(), hosts)
+    return replace(seen, processes=tuple(seen.all(Process.this())))
 
 
 def _draw_alike(world: World) -> None:
