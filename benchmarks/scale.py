@@ -6,6 +6,7 @@ python benchmarks/scale.py docs/scale.md    # puts them where they stand on the 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
-from common import table
+from common import RESULTS, table
 from scale_work import (
     COUNTS,
     DDP,
@@ -268,6 +269,27 @@ def exchange_table() -> str:
     )
 
 
+# Measured
+
+
+def measured_table() -> str:
+    """What benchmarks/distributed.py found."""
+    (file,) = RESULTS.glob("distributed-*.json")
+    rows = []
+    for name, measures in json.loads(file.read_text())["results"].items():
+        ((measure, numbers),) = measures.items()
+        added = numbers.get("% added to the loop by hand")
+        rows.append(
+            [
+                name,
+                f"{numbers['median']:,.0f}",
+                f"{numbers['x one process']:.2f}",
+                "" if added is None else f"{added:+.1f}",
+            ]
+        )
+    return table(["training", measure, "× one process", "% added to the loop by hand"], rows)
+
+
 # Figures
 
 
@@ -313,6 +335,7 @@ def digits(x: float) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "measured": measured_table,
     "bytes": bytes_table,
     "time": time_table,
     "memory": memory_table,
@@ -340,6 +363,7 @@ def facts() -> list[str]:
         f"is {gigabytes(DECODED * 1_281_167)} GB",
         f"{seven.samples:,} of them a second and GPU are {tokens:.0f} kB",
         f"{100 * resnet.utilisation:.0f} %, which is what MLPerf's",
+        f"for the 70B is {gigabytes(4 * MODELS[3].params)} GB",
     ]
 
 

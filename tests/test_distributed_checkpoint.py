@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
-from ranks import on_ranks, outcomes
 from safetensors.torch import load, load_file
 from torch import nn
 
+from ranks import on_ranks, outcomes
 from treadle.callbacks import CheckpointCallback, EMACallback, Every, GradientAccumulation
 from treadle.data import DataLoaders
 from treadle.errors import DataError, RankError, TreadleError
@@ -117,14 +117,14 @@ def same(one, other, tolerance=0.0):
     assert one[2] == pytest.approx(other[2], rel=tolerance, abs=0.0)
 
 
-def train(path, parallel, stop=None, every=Every(updates=1), dropout=0.0, cbs=()):  # noqa: B008
+def train(path, parallel, stop=None, dropout=0.0, cbs=(), every=3):
     learn = learner(path, parallel, 10**9 if stop is None else stop, dropout, [cb() for cb in cbs])
     with learn.no_logging():
         if stop is not None:
             with pytest.raises(Stop):
-                learn.fit(3, checkpoint=every)
+                learn.fit(3, checkpoint=Every(updates=every))
             return None
-        learn.fit(3, checkpoint=every)
+        learn.fit(3, checkpoint=Every(updates=every))
     return outcome(learn)
 
 
@@ -163,15 +163,16 @@ WITH = (lambda: EMACallback(0.8), lambda: GradientAccumulation(14))
 def test_as_many_processes_go_on_with_the_same_bits(tmp_path, parallel):
     """Also with dropout, of which each process draws its own."""
     how = (0.3, WITH)
-    without = on_ranks(2, train, tmp_path / "whole", parallel, None, None, *how)
-    on_ranks(2, train, tmp_path, parallel, 7, Every(updates=1), *how)
-    for found, wanted in zip(on_ranks(2, resume, tmp_path, parallel, None, *how), without):
+    without = on_ranks(2, train, tmp_path / "whole", parallel, None, *how)
+    on_ranks(2, train, tmp_path, parallel, 7, *how, 1)
+    resumed = on_ranks(2, resume, tmp_path, parallel, None, *how)
+    for found, wanted in zip(resumed, without, strict=True):
         same(found, wanted)
 
 
 def test_two_four_and_one_see_the_same_samples(tmp_path):
     alone = train(tmp_path / "alone", None)
-    on_ranks(2, train, tmp_path, "fsdp", 3)
+    on_ranks(2, train, tmp_path, "fsdp", 3, 0.0, (), 1)
     on_ranks(4, resume, tmp_path, "ddp", 4)
     same(resume(tmp_path, None), alone, 1e-5)
 
@@ -179,10 +180,19 @@ def test_two_four_and_one_see_the_same_samples(tmp_path):
 # What goes wrong
 
 
-def left_behind(path):
-    """The newest checkpoints of a fit that was left in its second epoch."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of the checkpoints of a fit that was left in its second epoch."""
+    path = tmp_path_factory.mktemp("written")
     on_ranks(2, train, path, "fsdp", 7)
-    return checkpoints(path / "checkpoints")
+    return path / "checkpoints"
+
+
+def left_behind(path, written):
+    """A copy in `path` of the two newest checkpoints of a fit that was left."""
+    for checkpoint in checkpoints(written):
+        shutil.copytree(checkpoint, path / checkpoint.name)
+    return checkpoints(path)
 
 
 def taken(folder):
@@ -194,23 +204,23 @@ def taken(folder):
 
 
 @pytest.mark.parametrize("file", ["optimizer.1.safetensors", "state.1.json", "layout.json"])
-def test_all_pass_over_what_one_finds_damaged(tmp_path, file):
-    older, newest = left_behind(tmp_path)
+def test_all_pass_over_what_one_finds_damaged(tmp_path, written, file):
+    older, newest = left_behind(tmp_path, written)
     data = bytearray((newest / file).read_bytes())
     data[-2] ^= 1
     (newest / file).write_bytes(data)
-    (first, told), (second, nothing) = on_ranks(2, taken, tmp_path / "checkpoints")
+    (first, told), (second, nothing) = on_ranks(2, taken, tmp_path)
     assert first == second == older.name
     assert file in told[0]
     assert "passed over" in told[0]
     assert nothing == []
     for path in (older, newest):
         (path / "manifest.json").unlink()
-    assert [name for name, _ in on_ranks(2, taken, tmp_path / "checkpoints")] == [None, None]
+    assert [name for name, _ in on_ranks(2, taken, tmp_path)] == [None, None]
 
 
-def test_one_that_is_not_seen_by_all_is_passed_over(tmp_path):
-    older, newest = left_behind(tmp_path)
+def test_one_that_is_not_seen_by_all_is_passed_over(tmp_path, written):
+    older, newest = left_behind(tmp_path, written)
 
     def see(folder):
         if not world().is_main:
@@ -218,10 +228,9 @@ def test_one_that_is_not_seen_by_all_is_passed_over(tmp_path):
         world().barrier()  # rank 0 looked before: what it lists is not there for the others
         return taken(folder)[0]
 
-    listed = list(reversed(checkpoints(tmp_path / "checkpoints")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("treadle.run.checkpoint.checkpoints", lambda folder: listed[::-1])
-        assert on_ranks(2, see, tmp_path / "checkpoints") == [older.name] * 2
+        patch.setattr("treadle.run.checkpoint.checkpoints", lambda folder: [older, newest])
+        assert on_ranks(2, see, tmp_path) == [older.name] * 2
 
 
 def fails(rank, at, error):
@@ -239,6 +248,7 @@ def fails(rank, at, error):
         with pytest.raises(DataError) as seen:
             write_checkpoint(folder, 2, tensors, {"state": world().rank})
         durable.failpoint = lambda name: None
+        world().barrier()  # what rank 0 had begun is gone
         left = sorted(p.name for p in folder.iterdir())
         world().barrier()
         write_checkpoint(folder, 3, tensors, {"state": world().rank}, keep_last=9)
@@ -255,7 +265,7 @@ FULL, BROKEN = OSError(errno.ENOSPC, "No space left"), OSError(errno.EIO, "Input
     [
         (1, "save: model.1.safetensors begun", FULL, DiskFullError),
         (1, "save: state.1.json on the disk", BROKEN, DataError),
-        (0, "save: folder made", BROKEN, DataError),
+        (0, "save: folder held", BROKEN, DataError),
         (0, "save: manifest.json begun", FULL, DiskFullError),
         (0, "save: folder on the disk", BROKEN, DataError),
     ],
@@ -295,7 +305,7 @@ def test_a_folder_that_is_not_shared(tmp_path):
             write_checkpoint(tmp_path / str(world().rank), 1, {}, {"state": world().rank})
 
     on_ranks(2, save)
-    assert [list(path.iterdir()) for path in tmp_path.iterdir()] == [[], []]
+    assert not list(tmp_path.glob("*/*"))
 
 
 def killed_while_saving(folder):
@@ -342,9 +352,9 @@ def test_what_one_is_asked_all_obey(tmp_path):
 
 
 def test_in_a_window_the_end_of_it_is_waited_for(tmp_path):
-    """Two batches a step: the signal of the seventh is known after the eighth."""
-    cbs = [Signalled, lambda: GradientAccumulation(24)]
-    assert on_ranks(2, asked, tmp_path, "ddp", cbs) == [(143, "step-000004", 8)] * 2
+    """Four batches a step: the signal of the seventh is known after the eighth."""
+    cbs = [Signalled, lambda: GradientAccumulation(32)]
+    assert on_ranks(2, asked, tmp_path, "ddp", cbs) == [(143, "step-000003", 9)] * 2
 
 
 def clocks(path):
@@ -366,8 +376,8 @@ def test_the_clock_of_rank_0_counts(tmp_path):
 # What is on the disk
 
 
-def test_nothing_of_it_is_a_pickle(tmp_path):
-    *_, newest = left_behind(tmp_path)
+def test_nothing_of_it_is_a_pickle(tmp_path, written):
+    *_, newest = left_behind(tmp_path, written)
     files = sorted(newest.iterdir())
     assert {"layout.json", "manifest.json", "model.0.safetensors", "model.1.safetensors"} <= {
         path.name for path in files
@@ -419,15 +429,9 @@ LIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return left_behind(tmp_path_factory.mktemp("written"))[-1]
-
-
 @pytest.mark.parametrize("lie", LIES)
 def test_a_layout_that_lies_is_refused(tmp_path, written, lie):
-    path = tmp_path / written.name
-    shutil.copytree(written, path)
+    *_, path = left_behind(tmp_path, written)
     read_checkpoint(path)
     change_layout(path, LIES[lie])
     with watch.over(path) as offences, pytest.raises(DataError, match=r"layout\.json"):
@@ -437,8 +441,7 @@ def test_a_layout_that_lies_is_refused(tmp_path, written, lie):
 
 @pytest.mark.parametrize("name", ["model.2", "model", "../model.0", "model.00", "manifest.0"])
 def test_a_manifest_names_only_files_of_its_processes(tmp_path, written, name):
-    path = tmp_path / written.name
-    shutil.copytree(written, path)
+    *_, path = left_behind(tmp_path, written)
     change(path, lambda plain: plain["tensors"].update({name: plain["tensors"].pop("model.0")}))
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
         read_checkpoint(path)
@@ -451,10 +454,13 @@ def saves(path):
     learn = learner(path, "fsdp")
     with learn.no_logging():
         learn.fit(1)
+        before = outcome(learn)[0]
+        learn.lr_find(num_it=5, show_plot=False)  # which puts all back
     assert is_sharded(learn.model[0].weight)
     saved = learn.save("trained")
     learn.export("export")
     kept = outcome(learn)[0]
+    same((before, [], []), (kept, [], []))
     for p in learn.model.parameters():
         p.data.zero_()
     learn.load("trained")

@@ -243,6 +243,10 @@ def _dls_of_names(change: str) -> None:
     seed = 7 if mine == "seed" else 0
     dls = block.dataloaders(names, bs=5 if mine == "bs" else 4, seed=seed, device="cpu")
     if mine == "epoch":
+        dls.train.epoch = dls.valid.epoch = 1
+    if change == "list":
+        dls.loaders.append([()] * (4 - (mine == "list")))
+    if mine == "valid epoch":
         dls.valid.epoch = 1
     if mine == "loaders":
         dls.loaders.append(dls.valid)
@@ -255,9 +259,10 @@ def _dls_of_names(change: str) -> None:
         ("samples", "validation: samples 9, on rank 0 10"),
         ("item", "training: item 50 cat/51.png, on rank 0 dog/50.png"),
         ("seed", "training: seed 7, on rank 0 0"),
-        ("bs", "training: samples a batch 10, on rank 0 8"),
+        ("bs", "training: batches 9, on rank 0 11"),
         ("vocab", "training: classes with the digest"),
-        ("epoch", "validation: epoch 1, on rank 0 0"),
+        ("epoch", "training: epoch 1, on rank 0 0"),
+        ("list", "2: batches 3, on rank 0 4"),
         ("loaders", "number of loaders 3, on rank 0 2"),
     ],
 )
@@ -268,7 +273,8 @@ def test_data_that_differ_are_named_by_rank(change: str, words: str) -> None:
 
 
 def test_the_same_data_are_alike_wherever_they_lie() -> None:
-    assert on_ranks(2, _dls_of_names, "") == [None, None]
+    for change in ("", "valid epoch"):  # which has an order of its own in no epoch
+        assert on_ranks(2, _dls_of_names, change) == [None, None]
 
 
 # Loaders and batches of others

@@ -20,7 +20,7 @@ from treadle.loop.events import Callback
 from treadle.metrics import RocAuc, accuracy
 from treadle.optim import SGD, Adam
 
-N, GLOBAL_BS, EPOCHS = 92, 10, 10  # the last batch has 2 samples: two of four processes get none
+N, GLOBAL_BS, EPOCHS = 192, 10, 5  # the last batch has 2 samples: two of four processes get none
 UPDATES = 100
 
 
@@ -133,8 +133,8 @@ def test_each_update_has_the_same_samples(found):
             parts = zip(*(found[n][rank][i]["ids"] for rank in range(n)), strict=True)
             together = [list(chain(*parts_of_a_batch)) for parts_of_a_batch in parts]
             assert together == found[1][0][i]["ids"], case
-    sizes = [[len(batch) for batch in found[4][rank][0]["ids"][:10]] for rank in range(4)]
-    assert sizes == [[2] * 9 + [0], [3] * 9 + [1]] * 2
+    sizes = [[len(batch) for batch in found[4][rank][0]["ids"][:20]] for rank in range(4)]
+    assert sizes == [[2] * 19 + [0], [3] * 19 + [1]] * 2
 
 
 def test_weights_agree_after_100_updates(found):
@@ -150,7 +150,10 @@ def test_weights_agree_after_100_updates(found):
 
 def test_losses_and_metrics_are_those_of_the_whole(found):
     for what, several, one in each(found):
-        np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-6, err_msg=what)
+        # near zero a loss is a difference of larger numbers
+        np.testing.assert_allclose(
+            several["losses"], one["losses"], rtol=1e-6, atol=5e-7, err_msg=what
+        )
         np.testing.assert_allclose(several["values"], one["values"], rtol=1e-6, err_msg=what)
 
 

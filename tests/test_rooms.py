@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "study": {"errors", "interrupts", "schedule", "loop", "callbacks", "metrics", "plots", "run"},
     "run": {"errors", "shards", "world"},
-    "distributed": {"errors", "interrupts", "loop", "world"},
+    "distributed": {"errors", "interrupts", "loop", "plots", "run", "world"},
     "learner": FLOOR_1 | FLOOR_2 | FLOOR_3 - {"data"},
     "vision": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},
     "text": FLOOR_1 | FLOOR_2 | FLOOR_3 | {"learner"},

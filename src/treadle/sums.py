@@ -50,15 +50,21 @@ def over_parts(
         if axes := split_axes(t):
             found.setdefault((t.device_mesh, axes), []).append(i)
     results = list(values)
-    for (mesh, axes), places in found.items():
+    for places in found.values():
         device = values[places[0]].device
         sent = torch.stack([values[i].to(device, torch.float64) for i in places])
-        for axis in axes:
-            by = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
-            dist.all_reduce(sent, by, group=mesh.get_group(axis))
+        add_up(sent, of[places[0]], op)
         for i, value in zip(places, sent.unbind(), strict=True):
             results[i] = value.to(values[i])
     return results
+
+
+def add_up(sent: Tensor, like: Any, op: Literal["sum", "max"] = "sum") -> None:
+    """Add to each entry of `sent` those of the processes that have another part of `like`; or take
+    the greatest of them."""
+    by = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
+    for axis in split_axes(like):
+        dist.all_reduce(sent, by, group=like.device_mesh.get_group(axis))
 
 
 def norms_over_parts(

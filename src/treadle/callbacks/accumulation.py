@@ -6,7 +6,7 @@ import math
 
 from treadle.errors import UsageError
 from treadle.loop.events import Callback
-from treadle.loop.window import Window, samples_in
+from treadle.loop.window import Window
 
 
 class GradientAccumulation(Callback):
@@ -56,13 +56,14 @@ class GradientAccumulation(Callback):
         self.scope.callback(setattr, self.learn, "window", self.learn.window)
         self.learn.window = Window(self.n_acc)
         self.planned = False
-        size = getattr(self.dls.train, "bs", None) or getattr(self.dls.train, "batch_size", None)
-        if size:
+        train = self.dls.train
+        sizes = (getattr(train, name, None) for name in ("total_bs", "bs", "batch_size"))
+        if size := next(filter(None, sizes), None):
             self._plan(size)
 
     def before_batch(self) -> None:
         if not self.planned and self.yb:
-            self._plan(samples_in(self.yb))
+            self._plan(self.parallel.samples(self.learn))
 
     def _plan(self, batch_size: int) -> None:
         """Count the updates, given that all batches but the last of an epoch are of one size."""

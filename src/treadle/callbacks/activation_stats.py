@@ -26,7 +26,7 @@ class ActivationStats(HookCallback):
     Near zero is an absolute value of at most 0.05. The histogram is of absolute values: shares of
     them in 40 bins of equal width from 0 to 10, greater ones in the last. All of it stays on the
     device until the epoch ends or somebody reads it, so a training step does not wait; it is 172
-    bytes a layer and batch.
+    bytes a layer and batch. Of several processes each sees its own part of the batch.
 
     Args:
         modules: the modules to look at; by default those that have parameters and no parts.

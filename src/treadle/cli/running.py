@@ -80,7 +80,7 @@ def begin(task: Task) -> None:
     with on_main(lambda: _new_folder(task)) as folder:
         learn = _make(task)
         config = world().on_main(lambda: _started(task, learn, folder))
-        print(printable(task.greet(learn)))
+        _greet(task, learn)
         _Training(task, learn, folder, config).run(clock, minutes, again=False)
 
 
@@ -103,7 +103,7 @@ def go_on(task: Task, folder: Path, max_time: str | None) -> None:
         raise SystemExit(ended)
     learn = _make(task)
     config, again = world().on_main(lambda: _resumed(task, learn, folder))
-    print(printable(task.greet(learn)))
+    _greet(task, learn)
     _Training(task, learn, folder, config).run(clock, minutes, again)
 
 
@@ -267,8 +267,10 @@ def describe(task: Task, learn: Learner) -> dict[str, Any]:
 def shown(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a person is to see of a config: not the machine, and nothing of several processes where
     there was one."""
-    hidden = {"environment", *(_OF_SEVERAL if config.get("processes", 1) == 1 else ())}
-    return {name: value for name, value in config.items() if name not in hidden}
+    alone = config.get("processes", 1) == 1
+    hidden = {"environment", *(_OF_SEVERAL if alone else ())}
+    told = {name: value for name, value in config.items() if name not in hidden}
+    return told if alone else {**told, "parallel": told.get("parallel") or "ddp"}
 
 
 def check_same(begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -324,6 +326,11 @@ def _new_folder(task: Task) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _greet(task: Task, learn: Learner) -> None:
+    together = f" in {processes()} processes" if processes() > 1 else ""
+    print(printable(task.greet(learn) + together))
 
 
 def _make(task: Task) -> Learner:

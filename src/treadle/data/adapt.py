@@ -53,7 +53,8 @@ def adapt(
 ) -> Any:
     """A loader for what `source` holds. `DataLoaders(...)` does this with all that it is given.
 
-    - Loaders of Treadle, and lists of batches that are tuples of tensors, come back as they are.
+    - Loaders of Treadle come back as they are, and so do, in one process, lists of batches that are
+      tuples of tensors.
     - Of a data set with a length, `DataLoader` makes batches of `bs` samples; with `train` they
       are shuffled, and the last is left out if it is smaller. `options` are those of `DataLoader`.
     - Anything else that gives batches, or as an `IterableDataset` samples, becomes `Batches`:

@@ -20,7 +20,7 @@ from treadle.data.summary import print_summary
 from treadle.data.table import as_items
 from treadle.errors import DataError, UsageError
 from treadle.registry import register
-from treadle.world import world
+from treadle.world import main_speaks, world
 
 __all__ = ["DataBlock"]
 
@@ -158,6 +158,7 @@ class DataBlock:
             train, train.over(parts.valid, val_bs), path="." if path is None else path
         )
 
+    @main_speaks()
     def summary(self, source: Any, bs: int = 4) -> None:
         """Print what every stage makes of one item and one batch of `source`, on the CPU.
 

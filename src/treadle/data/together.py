@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
 from treadle.data.loaders import DataLoader
+from treadle.data.order import InOrder
 from treadle.data.table import Row
 from treadle.errors import DataError
 from treadle.world import World
@@ -49,12 +51,13 @@ def _unlike(rank: int, what: str, there: Any, here: Any) -> DataError:
 def _known_of(loader: Any) -> dict[str, Any]:
     """What tells a loader from another, by the words for it."""
     found: dict[str, Any] = {"loader of class": type(loader).__name__}
-    size = getattr(loader, "total_bs", None)
-    if isinstance(size, int):
-        found["samples a batch"] = size
+    with suppress(TypeError):  # it has no length, and may not know what it will be
+        found["batches"] = len(loader)
     if not isinstance(loader, DataLoader):
         return found
-    found |= {"samples": loader.n, "seed": loader.seed, "epoch": loader.epoch}
+    found |= {"samples": loader.n, "samples a batch": loader.total_bs}
+    if loader.augment or not isinstance(loader.sampler, InOrder):
+        found |= {"seed": loader.seed, "epoch": loader.epoch}
     vocab = getattr(loader.dataset, "vocab", None)
     if vocab is not None:
         text = repr(_plain(vocab)).encode("utf-8", "backslashreplace")

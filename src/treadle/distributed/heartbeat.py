@@ -21,8 +21,8 @@ BEAT_S = 1.0
 SILENT_S = 2.5  # without a beat for so long, a process does not answer
 EXPLAIN_S = 6.0  # to find out whose fault it is
 ALIKE_S = 1.0  # for all to raise what one did
-STUCK_S = 3.0  # for the main thread to leave by itself
-LINGER_S = 3.0  # for the others to read what goes with this process
+STUCK_S = 2.0  # for the main thread to leave by itself
+LINGER_S = 2.0  # for the others to read what goes with this process
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,13 @@ class Beat:
             "left" the others; is "done" with the fit.
         count: of its beats.
         time: by its clock.
-        place: in the fit.
-        at: in the code.
+        place: in the fit, and in the code.
     """
 
     state: str
     count: int
     time: float
     place: str
-    at: str
 
 
 class Board:
@@ -112,7 +110,7 @@ class Watch:
         self.cause = ""
         self.interrupted = False  # the main thread, by this
         self._watched, self._count = get_ident(), 0
-        self._wake, self._answered = Event(), Event()
+        self._wake, self._taken, self._answered = Event(), Event(), Event()
         self._task: Callable[[], str] | None = None
         self._answer = ""
         self._left_at: float | None = None
@@ -132,32 +130,36 @@ class Watch:
     def explain(self) -> str:
         """Why this process waited in vain for the others, as far as it can be known."""
         told = self._ask(self._explained, EXPLAIN_S + LINGER_S)
-        if not told:  # the store hangs
-            told = self._gone() or self._board_is_lost()
+        if not told:
+            told = self._board_is_lost()
             leave(told)
         return told
 
     def _ask(self, task: Callable[[], Any], limit: float) -> str:
         self._task = task
         self._wake.set()
-        self._answered.wait(limit)
+        if self._taken.wait(SILENT_S):  # else it hangs at the board
+            self._answered.wait(limit)
         return self._answer
 
     # In the thread
 
     def _run(self) -> None:
         while self._task is None:
-            self._beat("in")
+            if not self.cause:
+                self._beat("in")
             self._look_out()
             self._wake.wait(BEAT_S)
+        self._taken.set()
         self._answer = self._task() or ""
         self._answered.set()
 
     def _beat(self, state: str) -> None:
         self._count += 1
-        place = "its first second" if self._count == 1 else self.place()
-        at = _at(sys._current_frames().get(self._watched))
-        self.board.write(Beat(state, self._count, time.time(), place, at))
+        place = "its first second"
+        if self._count > 1:
+            place = f"{self.place()}, {_at(sys._current_frames().get(self._watched))}"
+        self.board.write(Beat(state, self._count, time.time(), place))
 
     def _look_out(self) -> None:
         if self._left_at is None:
@@ -168,9 +170,11 @@ class Watch:
             self._interrupt()
 
     def _leave(self, cause: str) -> None:
-        self.cause = self.board.note(cause)
-        self._left_at = time.monotonic()
-        leave(self.cause)
+        if not self.cause:
+            self.cause = self.board.note(cause)
+            self._left_at = time.monotonic()
+            leave(self.cause)
+            self._beat("left")
 
     def _interrupt(self) -> None:
         """The others have left, and the main thread is in a loop of its own, or waits."""
@@ -183,7 +187,7 @@ class Watch:
         cause = ""
         while not cause:
             self._beat("waited")
-            cause = self.board.cause() or self._gone()
+            cause = self.cause or self.board.cause() or self._gone()
             waited, now = time.monotonic() - began, self.board.beats()
             if self.board.lost and waited > 1:
                 cause = cause or self._board_is_lost()
@@ -198,6 +202,7 @@ class Watch:
 
     def _part(self, cause: str, deliberate: bool) -> str:
         until = time.monotonic() + ALIKE_S
+        deliberate = deliberate and not self.cause
         while deliberate and time.monotonic() < until and not self.board.cause():
             self._beat("raised")
             others = [beat for beat in self.board.beats() if beat]
@@ -209,7 +214,6 @@ class Watch:
         return self.cause
 
     def _linger(self) -> None:
-        self._beat("left")
         until = time.monotonic() + LINGER_S
         while self.keeps_board and time.monotonic() < until:
             left = [
@@ -229,7 +233,8 @@ class Watch:
             if fate:
                 beat = self.board.beat(rank)
                 if beat is None:
-                    return f"{self._name(rank)} {fate}, before it came to this fit"
+                    where = "" if self.board.lost else ", before it came to this fit"
+                    return f"{self._name(rank)} {fate}{where}"
                 if beat.state != "done":
                     return f"{self._name(rank)} {fate}, last heard of in {beat.place}"
         return ""
@@ -246,18 +251,14 @@ class Watch:
                 ago = max(time.time() - beat.time, 0)
                 silent.append(
                     f"{self._name(rank)} does not answer: last heard of {ago:.0f} s ago, in "
-                    f"{beat.place}, {beat.at}"
+                    f"{beat.place}"
                 )
             elif beat.state == "in":
-                busy.append(
-                    f"{self._name(rank)} keeps the others waiting, in {beat.place}, {beat.at}"
-                )
+                busy.append(f"{self._name(rank)} keeps the others waiting, in {beat.place}")
         return "; ".join((silent or busy or away)[:3])
 
     def _all_wait(self, now: Sequence[Beat | None]) -> str:
-        places = {
-            f"{beat.place}, {beat.at}": rank for rank, beat in reversed([*enumerate(now)]) if beat
-        }
+        places = {beat.place: rank for rank, beat in reversed([*enumerate(now)]) if beat}
         told = "; ".join([f"rank {rank} in {place}" for place, rank in places.items()][-3:])
         return (
             "the processes waited for one another; all must make the same calls in the same "
@@ -266,8 +267,8 @@ class Watch:
 
     def _board_is_lost(self) -> str:
         return (
-            f"{self._name(0)} is gone or cannot be reached, or torchrun's agent there: with it "
-            "went what the processes tell one another"
+            f"{self._name(0)}, or torchrun on its machine, does not answer, where the processes "
+            "keep what they tell one another"
         )
 
     def _name(self, rank: int) -> str:

@@ -49,7 +49,8 @@ class Several(Parallel):
                 if self.sync_bn:
                     from treadle.distributed.sync_batch_norm import synced_batch_norms
 
-                    stack.enter_context(synced_batch_norms(loop.model))
+                    borrowed = lambda: getattr(loop.dl, "borrowed", False)  # noqa: E731
+                    stack.enter_context(synced_batch_norms(loop.model, borrowed))
             stack.callback(setattr, loop, "agreed", loop.agreed)
             yield
 

@@ -16,6 +16,7 @@ from treadle.interpret.pictures import thumbnail
 from treadle.interpret.samples import ask
 from treadle.plots import in_short, plot_confusion_matrix, show
 from treadle.run.record import ConfusedExample, Confusion
+from treadle.world import main_speaks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,6 +146,7 @@ class ClassificationInterpretation(LabelInterpretation):
         of each actual class."""
         return show(plot_confusion_matrix(self.confusion_matrix(), self.vocab, normalize))
 
+    @main_speaks()
     def print_classification_report(self) -> None:
         """Prints precision, recall, F1 score and support of each class, as scikit-learn does.
 

@@ -14,6 +14,7 @@ from treadle.errors import UsageError
 from treadle.interpret.base import LabelInterpretation
 from treadle.interpret.samples import ask
 from treadle.plots import BLUE, ORANGE, STYLE, in_short, show
+from treadle.world import main_speaks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,6 +98,7 @@ class RegressionInterpretation(LabelInterpretation):
             for i, name in enumerate(self.names)
         }
 
+    @main_speaks()
     def print_report(self) -> None:
         """Prints `report()` as a table."""
         report = self.report()

@@ -20,6 +20,7 @@ from treadle.interpret.samples import SampleOrder, Samples, check_same, loader_o
 from treadle.loop import Callback
 from treadle.plots import STYLE, in_short, plot_confusion_matrix, show
 from treadle.run.record import Confusion
+from treadle.world import main_speaks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,6 +110,7 @@ class SegmentationInterpretation(Interpretation):
         both = counts.diagonal()
         return _ratio(both, counts.sum(0) + counts.sum(1) - both)
 
+    @main_speaks()
     def print_report(self) -> None:
         """Prints of each class IoU, precision, recall and the share of all pixels, then their means
         over the classes that occur, and the share of pixels that are right.

@@ -14,6 +14,7 @@ from treadle.callbacks.recorder import Recorder
 from treadle.callbacks.table import Table, no_table
 from treadle.callbacks.train_eval import TrainEvalCallback
 from treadle.distributed import as_parallel
+from treadle.distributed.launch import processes_for
 from treadle.errors import UsageError
 from treadle.interrupts import scoped
 from treadle.learner.asking import Asking
@@ -90,6 +91,7 @@ class Learner(Fitting, Asking, Exporting):
         self.model_dir = Path(model_dir)
         self.wd, self.wd_bn_bias, self.train_bn, self.moms = wd, wd_bn_bias, train_bn, moms
         self.precision, self.parallel = Precision(precision), as_parallel(parallel)
+        self._asked_parallel = parallel
         is_main = self.parallel.world.is_main
         self.logger: Callable[[Sequence[Any]], None] = Table(print) if is_main else no_table
         metrics = list(metrics) if isinstance(metrics, Sequence) else [metrics]
@@ -115,6 +117,30 @@ class Learner(Fitting, Asking, Exporting):
         if self.precision.name != name:
             self.precision = Precision(name)
         return self
+
+    # Processes
+
+    @scoped
+    def distributed(self, n: int) -> Iterator[Self]:
+        """With `n` processes for each fit in the block, from a notebook or a script of one process:
+        `fit`, `fit_one_cycle`, `fine_tune` and their like start them, forked from this one, and
+        when a fit ends the learner is as if it had been here. All else runs here.
+
+            with learn.distributed(4):
+                learn.fit_one_cycle(5, 1e-3)
+
+        `bs` of the loaders is a process's, `global_bs` that of all. What a callback is to bring
+        back it declares as for a checkpoint (`state_names`). A fit that fails or is interrupted
+        leaves the learner as it was before; `checkpoint=` is for that.
+
+        In a process of `n` that torchrun has started nothing is started.
+
+        Raises:
+            UsageError: if `n` is below 1, torchrun has started another number, or this process
+                cannot be forked: it uses a GPU, or the system does not fork.
+        """
+        with assigned(self, "processes", processes_for(n, self._asked_parallel)):
+            yield self
 
     # Files
 

@@ -37,7 +37,8 @@ class _BlankLoader(list[tuple[()]]):
 
     def __init__(self, loader: Any) -> None:
         super().__init__([()] * len(loader))
-        self.bs = getattr(loader, "bs", None) or getattr(loader, "batch_size", None)
+        sizes = (getattr(loader, name, None) for name in ("total_bs", "bs", "batch_size"))
+        self.bs = next(filter(None, sizes), None)
 
 
 class _BlankLoaders(list[_BlankLoader]):

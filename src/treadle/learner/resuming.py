@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from treadle.callbacks.checkpoint import CheckpointCallback, Every
+from treadle.distributed.launch import Processes
 from treadle.errors import DataError
 from treadle.interrupts import undivided
 from treadle.loop.events import Callback, CancelTrainException
@@ -58,6 +59,10 @@ def resumable(verb: Verb) -> Verb:
         given = dict(signature.bind(self, *args, **kwargs).arguments)
         given.pop("self")
         given |= given.pop("kwargs", {})
+        if self.processes is not None:
+            fit = functools.partial(called, self, *args, **kwargs)
+            self.processes.train(self, fit, as_list(given.get("cbs")))
+            return
         for name in _NOT_KEPT:
             given.pop(name, None)
         with assigned(self, "call", Call(verb.__name__, given)):
@@ -71,6 +76,7 @@ class Resuming(TrainingLoop):
 
     path: Path
     call: Call | None = None
+    processes: Processes | None = None  # to be started for each verb that trains
     _resumption: Resumption | None = None
 
     @undivided

@@ -36,6 +36,9 @@ class Guarded:
                 stat `compensation`, of 16 bits too, and added before the next step
                 (arXiv 2010.06192). The chain is then computed in float32. No effect on others.
 
+        Of parameters that are spread over processes all of this is about the whole; all processes
+        take each step together.
+
         Returns the optimizer. Each call says all anew. Raises UsageError for a `max_norm` that is
         not above 0 or an unknown rounding.
 

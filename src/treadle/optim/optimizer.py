@@ -278,7 +278,8 @@ class Optimizer(Grouped, Guarded, torch.optim.Optimizer):
 
         Where both sides have parameter names, state is matched by name within a group, else by
         position. Stats keep the dtype that they were saved with and go to the device of their
-        parameter. Raises UsageError, before anything is changed, that says what differs: groups,
+        parameter; those of its shape are spread over processes as it is, from whole ones or from
+        parts. Raises UsageError, before anything is changed, that says what differs: groups,
         parameters, hyper-parameters, or stats that this chain does not keep.
         """
 

@@ -50,7 +50,7 @@ from treadle.run.manifest import Manifest
 from treadle.run.tensor_file import TensorFile, blocks
 from treadle.run.together import first_error
 from treadle.shards import Box, box_of
-from treadle.world import World
+from treadle.world import World, is_broken
 
 
 def write_of_several(
@@ -73,6 +73,8 @@ def write_of_several(
             failed = first_error([failures.get(rank) for rank in range(among.size)])
             raise failed from error  # type: ignore[misc]
         except RuntimeError as error:
+            if not is_broken(error):
+                raise
             raise RankError(
                 f"the checkpoint of step {what.step:,} was not written: a process failed or does "
                 f"not answer ({str(error).splitlines()[0]})."

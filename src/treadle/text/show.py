@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from treadle.errors import printable
+from treadle.world import main_speaks
 
 __all__ = ["print_texts", "text_table"]
 
 
+@main_speaks()
 def print_texts(
     loader: Any, batch: Sequence[Tensor], max_n: int, trunc_at: int, answers: Tensor | None = None
 ) -> None:

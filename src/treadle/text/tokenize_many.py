@@ -11,6 +11,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from treadle.data.sharing import processes_here
 from treadle.text.numericalize import Numericalize
 from treadle.text.tokenize import Tokenizer
 
@@ -62,7 +63,7 @@ def tokenize_many(
         return _coded(lists)
     if workers is None:
         worth = sum(map(len, texts)) >= _WORTH
-        workers = len(os.sched_getaffinity(0)) if worth and _can_fork() else 1
+        workers = len(os.sched_getaffinity(0)) // processes_here() if worth and _can_fork() else 1
     pieces = _pieces(texts)
     if workers < 2 or len(pieces) < 2:
         return _coded([tokenizer(text) for text in texts])

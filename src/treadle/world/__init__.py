@@ -10,9 +10,10 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = [
     "is_broken",
     "leave",
     "local_rank",
+    "main_speaks",
     "timeout",
     "world",
 ]
@@ -210,6 +212,22 @@ def drawing_apart() -> Iterator[None]:
         torch.set_rng_state(before)
         raise
     _draw_alike(now)
+
+
+@contextmanager
+def main_speaks() -> Iterator[None]:
+    """What the main process prints is seen, what the others print is not: for a block, or as a
+    decorator of a function that prints.
+
+    >>> with main_speaks():
+    ...     print("once")
+    once
+    """
+    with ExitStack() as stack:
+        if not world().is_main:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stdout(nowhere))
+        yield
 
 
 def _is_helper() -> bool:

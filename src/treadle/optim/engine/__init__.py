@@ -5,7 +5,8 @@ result at the speed of the memory: in each step it runs a chain once on stand-in
 what is asked of them (`tape`, `value`, `record`), types the program that comes of it (`program`),
 compiles one that is new (`codegen_c`, `build`), and launches it on all parameters that it is good
 for (`plan`, `walk`, `bucket`, `fused`). A `guard` adds operations that clip, leave out and round.
-Where nothing can be compiled, `eager` runs the program.
+Where nothing can be compiled, `eager` runs the program. Of parameters that are spread over
+processes each steps its part (`spread`), or the whole, and keeps its part (`gathered`).
 """
 
 from __future__ import annotations

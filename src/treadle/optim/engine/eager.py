@@ -6,6 +6,7 @@ would run, in the same order, so the results are the same; what is saved is Pyth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,32 +20,17 @@ from treadle.optim.engine.rounding import SMALL, stochastic
 _AT_ONCE = 1 << 20  # entries: what an operation makes anew at once stays small beside the model
 
 
-# The reduction of this name of tensors that have their places in the bucket from this one on.
-Reduce = Callable[[str, list[Tensor], int], list[Tensor]]
-
-
-def _reduce(name: str, tensors: list[Tensor], first: int) -> list[Tensor]:
-    return [REDUCTIONS[name].eager(t) for t in tensors]
-
-
 def run_eagerly(
-    program: Program,
-    streams: Sequence[Sequence[Tensor]],
-    numbers: Sequence[float],
-    sizes: Sequence[int] | None = None,
-    reduce: Reduce = _reduce,
+    program: Program, streams: Sequence[Sequence[Tensor]], numbers: Sequence[float]
 ) -> None:
-    """Run `program` on `streams`, one list of tensors for each of its streams.
-
-    `sizes` are those of the parameters, where others than this process are to run as many at once.
-    """
-    for part in parts(sizes or [p.numel() for p in streams[0]]):
+    """Run `program` on `streams`, one list of tensors for each of its streams."""
+    for part in parts([p.numel() for p in streams[0]]):
         values: dict[Any, Any] = {f"${i}": number for i, number in enumerate(numbers)}
         mine = [list(stream[part]) for stream in streams]
         # As in compiled programs, 16 bits are what a tensor is kept in, not computed in.
         values.update(zip(program.streams, map(_held, mine), strict=True))
         for line in program.lines:
-            values[line.id] = _result(line, values, part.start, reduce)
+            values[line.id] = _result(line, values, part.start)
         # All is computed before the first is written: a result may be another's old value.
         results = {name: values[out] for name, out in program.outs.items()}
         for name, out in program.outs.items():
@@ -69,7 +55,7 @@ def _held(tensors: list[Tensor]) -> list[Tensor]:
     return [t.float() if t.dtype in SMALL else t for t in tensors]
 
 
-def _result(line: Line, values: dict[Any, Any], first: int, reduce: Reduce) -> list[Tensor]:
+def _result(line: Line, values: dict[Any, Any], first: int) -> list[Tensor]:
     """What `line` gives for tensors of which the first has the place `first` in the bucket."""
     operands = [values[x] for x in line.operands]
     name, kept = line.name, line.type.dtype
@@ -87,13 +73,20 @@ def _result(line: Line, values: dict[Any, Any], first: int, reduce: Reduce) -> l
         seed = int(operands[1])
         return [stochastic(t, kept, seed, first + i) for i, t in enumerate(lists[0])]
     if name in REDUCTIONS:
-        return reduce(name, lists[0], first)
+        return [_reduced(name, t) for t in lists[0]]
     op = ELEMENTWISE.get(name) or LOGIC.get(name)
     together = _foreach(op.foreach, operands) if op is not None and op.foreach else None
     if together is None:
         together = _one_by_one(torch.where if op is None else op.eager, operands)
     # An operation in place keeps the dtype of what it writes to.
     return [t if t.dtype is dtype else t.to(dtype) for t in together]
+
+
+def _reduced(name: str, t: Tensor) -> Tensor:
+    if t.numel() == 0:  # the part of a parameter that this process has
+        return t.new_full((), {"amax": -math.inf, "amin": math.inf}.get(name, 0.0))
+    reduced: Tensor = REDUCTIONS[name].eager(t)
+    return reduced
 
 
 def _written(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:

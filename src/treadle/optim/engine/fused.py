@@ -30,7 +30,7 @@ from treadle.optim.engine.program import Program
 from treadle.optim.engine.proof import prove
 from treadle.optim.engine.record import Recording, record
 from treadle.optim.engine.reference import run_chain
-from treadle.optim.engine.spread import Spread
+from treadle.optim.engine.spread import Joined, Spread
 from treadle.optim.engine.tape import (
     SCALE,
     Code,
@@ -278,21 +278,20 @@ class Engine:
     def _launch(
         self, bucket: Bucket, program: Program, joins: bool = True
     ) -> Callable[[Sequence[float]], None]:
-        """What runs `program`; where `joins`, reductions are over what all processes have."""
-        across: tuple[Any, ...] = ()
+        """What runs `program`; with `joins`, its reductions are over the parts of all processes."""
         if joins and program.reduces and isinstance(bucket, Spread) and bucket.is_split:
-            across = bucket.sizes, bucket.reduce
-        elif self.kind == "c" and bucket.kind.device.type == "cpu":
+            return Joined(bucket, program, self._program, partial(self._launch, joins=False))
+        if self.kind == "c" and bucket.kind.device.type == "cpu":
             kernel = _kernel(c_source(program))
             if kernel is not None:
                 return Launch(bucket, program, kernel)
-        elif self.kind == "c" and bucket.kind.device.type == "cuda":
+        if self.kind == "c" and bucket.kind.device.type == "cuda":
             with suppress(NoTriton):
                 return TritonLaunch(bucket, program)
 
         def eager(numbers: Sequence[float]) -> None:
             with torch.no_grad():
-                run_eagerly(program, bucket.streams, numbers, *across)
+                run_eagerly(program, bucket.streams, numbers)
 
         return eager
 

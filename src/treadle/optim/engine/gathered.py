@@ -6,7 +6,7 @@ gathers the parameter, its gradient and its stats, does the same with them, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from treadle.optim.chain import Chain
 from treadle.optim.engine.eager import parts
 from treadle.optim.engine.loose import Stats, Undo
-from treadle.shards import alike, cut, local, whole
+from treadle.shards import Box, alike, box_of, cut, is_sharded, local
 
 
 def run_gathered(
@@ -33,41 +33,59 @@ def run_gathered(
     undo: Undo = []
     for some in parts([p.numel() for p in params]):
         mine = params[some]
-        full = [_gathered(p) for p in mine]
-        theirs = {
-            q: {name: _whole(x) for name, x in state.setdefault(p, {}).items()}
-            for p, q in zip(mine, full, strict=True)
-        }
+        full, theirs = _gathered(mine, [state.setdefault(p, {}) for p in mine])
         of = {q: flags.get(p, {}) for p, q in zip(mine, full, strict=True)}
         run(chain, full, hypers, theirs, of)
         for p, q in zip(mine, full, strict=True):
-            stats = state[p]
+            stats, here = state[p], box_of(p)
             undo.append((stats, {k: v for k, v in stats.items() if not isinstance(v, Tensor)}))
-            local(p).copy_(local(cut(q.data, p)))
+            local(p).copy_(here.of(q.data))
             for name, value in theirs[q].items():
-                _keep(stats, name, value, p)
+                _keep(stats, name, value, p, here)
     return undo
 
 
-def _gathered(p: Tensor) -> Tensor:
-    q = nn.Parameter(whole(p), requires_grad=p.requires_grad)
-    marks = {name: x for name, x in vars(p).items() if not name.startswith("_")}
-    q.__dict__.update(marks)  # what a user has written on it
-    assert p.grad is not None
-    q.grad = whole(p.grad)
-    return q
+def _gathered(
+    params: Sequence[Tensor], stats: Sequence[Stats]
+) -> tuple[list[Tensor], dict[Tensor, Stats]]:
+    """The parameters whole, with their gradients, and their stats."""
+    tensors = [p.detach() for p in params] + [p.grad for p in params]
+    tensors += [x for mine in stats for x in mine.values() if isinstance(x, Tensor)]
+    whole = _whole(tensors)
+    full: list[Tensor] = [nn.Parameter(next(whole), p.requires_grad) for p in params]
+    for p, q in zip(params, full, strict=True):
+        marks = {name: x for name, x in vars(p).items() if not name.startswith("_")}
+        q.__dict__.update(marks)  # what a user has written on it
+        q.grad = next(whole)
+    found = [
+        {name: next(whole) if isinstance(x, Tensor) else x for name, x in mine.items()}
+        for mine in stats
+    ]
+    return full, dict(zip(full, found, strict=True))
 
 
-def _whole(value: Any) -> Any:
-    return whole(value) if isinstance(value, Tensor) else value
+def _whole(tensors: Sequence[Any]) -> Iterator[Tensor]:
+    """All of each tensor. All are asked for before the first is waited for."""
+    from torch.distributed.tensor import Replicate
+
+    asked = [
+        t.redistribute(placements=[Replicate()] * t.device_mesh.ndim, async_op=True)
+        if is_sharded(t)
+        else t
+        for t in tensors
+    ]
+    for t in asked:
+        found = local(t)
+        yield found.wait() if hasattr(found, "wait") else found
 
 
-def _keep(stats: Stats, name: str, value: Any, p: Tensor) -> None:
+def _keep(stats: Stats, name: str, value: Any, p: Tensor, here: Box) -> None:
+    """Keep a stat of the whole of `p`, of which this process has the part `here`."""
     if not isinstance(value, Tensor) or value.shape != p.shape:
         stats[name] = value
         return
-    part, old = cut(value, p), stats.get(name)
-    if isinstance(old, Tensor) and alike(old, p) and old.dtype == part.dtype:
-        local(old).copy_(local(part))
+    old = stats.get(name)
+    if isinstance(old, Tensor) and alike(old, p) and old.dtype == value.dtype:
+        local(old).copy_(here.of(value))
     else:
-        stats[name] = part
+        stats[name] = cut(value, p)

@@ -45,7 +45,7 @@ class Program:
     """
 
     def __init__(self, code: Code, outs: Outs, numbers: int, kind: Kind) -> None:
-        self.kind = kind
+        self.code, self.kind = code, kind
         self.numbers = numbers
         types = infer(code, kind)
         self.streams: tuple[Id, ...] = (P, G, *kind.names, *SHARED)
