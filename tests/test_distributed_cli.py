@@ -13,24 +13,29 @@ import time
 import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_learner
+import torchvision.models  # noqa: F401 - imported before the forks
 from PIL import Image
-from ranks import on_ranks
 from safetensors.torch import load_file
 
+from helpers import tiny_learner
+from ranks import on_ranks
 from treadle.callbacks import CSVLogger, GradientLog, SaveModelCallback
+from treadle.callbacks.events_log import EventsLog
+from treadle.callbacks.logger import LoggerCallback
 from treadle.callbacks.profiler import ProfilerCallback
+from treadle.callbacks.progress import ProgressCallback
 from treadle.cli import doctor, processes
 from treadle.cli.main import run
 from treadle.cli.resume import settings_of
 from treadle.cli.running import check_same, shown
-from treadle.cli.train import TrainSettings, check_device, check_processes, shared
+from treadle.cli.train import TrainSettings, check_device, check_devices, check_processes, shared
 from treadle.errors import UsageError
-from treadle.report import collect, write_report
+from treadle.report import ReportCallback, collect, write_report
 from treadle.run import new_run_folder, read_record, write_record
 from treadle.run.events import EventLog, read_events
 from treadle.run.lock import read_holder
@@ -58,9 +63,10 @@ def images(tmp_path_factory) -> Path:
 
 def said_by(*argv: object) -> tuple[int, str, str]:
     """The exit status of the command in this process, and what it printed and complained of."""
-    processes.PATIENCE = 0.2  # no launcher is here that would end this process
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    # No launcher is here that would end a process while it waits.
+    impatient = mock.patch.object(processes, "PATIENCE", 0.2)
+    with redirect_stdout(out), redirect_stderr(err), impatient:
         status = run([str(arg) for arg in argv])
     return status, out.getvalue(), err.getvalue()
 
@@ -101,7 +107,7 @@ def test_only_the_main_process_prints_and_writes(images, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ("train --epoch 1", "Did you mean --epochs?"),
+        ("train --epoch 1", "Unknown option"),
         ("train --bs 4 --global-bs 8", "say one thing in two ways"),
         ("train --device cuda:1", "--device cuda:1 is one device, and torchrun started 2"),
         ("train nowhere --device cpu", "there is no folder"),
@@ -146,7 +152,7 @@ def torchrun(folder: Path, *argv: object) -> subprocess.Popen[str]:
 def test_killed_processes_are_started_again_and_go_on(images, tmp_path):
     """To the same bits as those of a run that nobody disturbed, in the same folder."""
     (tmp_path / "whole").mkdir()
-    args = ["train", images, "--bs", "4", "-e", "12", *SMALL]
+    args = ["train", images, "--bs", "4", "-e", "8", *SMALL]
     launched = torchrun(tmp_path, *args)
     holder = None
     try:
@@ -168,7 +174,7 @@ def test_killed_processes_are_started_again_and_go_on(images, tmp_path):
     assert [event["event"] for event in begun] == ["started", "resumed"]
     assert begun[0]["launcher"] == begun[1]["launcher"] != ""
     with again["history.csv"].open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(12)]
+        assert [row["epoch"] for row in csv.DictReader(file)] == [str(n) for n in range(8)]
     with chdir(tmp_path / "whole"):
         on_ranks(2, said_by, *args)
     whole = one_run(tmp_path / "whole")
@@ -242,6 +248,17 @@ def test_what_cannot_be_meant_of_one_process():
     check_device("cpu")
 
 
+def test_several_processes_need_a_gpu_each_or_the_cpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in (None, "cuda"):
+        with pytest.raises(UsageError, match="4 processes on a machine with 2 GPUs; start one"):
+            check_devices(name)
+    check_devices("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_devices(None)
+
+
 def test_doctor_tells_of_processes(monkeypatch):
     assert "gloo" in doctor.backends().told and doctor.backends().verdict == "ok"
     assert doctor.launch().verdict == "none"
@@ -260,8 +277,7 @@ def _script(root: Path) -> tuple[Path, str, list[str], list[Path]]:
         folder = new_run_folder("mine", root="runs")
         learn = tiny_learner(path=folder, cbs=GradientLog())
         learn.lr_find(show_plot=False, num_it=20)
-        writers = [CSVLogger(), ProfilerCallback(1, 1), SaveModelCallback()]
-        learn.fit(2, cbs=writers)
+        learn.fit(2, cbs=[CSVLogger(), SaveModelCallback()])
         record = collect(learn, "mine")
         written = [write_record(folder, record), write_report(record, folder / "report.html")]
         written.append(learn.recorder.to_csv(folder / "table.csv"))
@@ -277,9 +293,15 @@ def test_an_unchanged_script_leaves_one_run(tmp_path):
     assert first[0] == second[0] and first[2:] == second[2:]
     assert first[1].count("valid_loss") == 1 and "before_fit" in first[1] and second[1] == ""
     names = {path.name for path in (tmp_path / first[0]).iterdir()}
-    files = "history.csv trace.json models record.json report.html table.csv events.jsonl"
+    files = "history.csv models record.json report.html table.csv events.jsonl"
     assert names == set(files.split())
     assert len(read_events(tmp_path / first[0])) == 1
+
+
+def test_what_writes_or_prints_is_heard_in_the_main_process_alone():
+    writers = CSVLogger, EventsLog, LoggerCallback, ProfilerCallback, ProgressCallback
+    assert all(cb.on_main for cb in (*writers, ReportCallback))
+    assert not SaveModelCallback.on_main  # whose weights all gather
 
 
 def _gradients(parallel: str) -> tuple[torch.Tensor, torch.Tensor]:

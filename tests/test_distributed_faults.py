@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import os
 import re
@@ -39,14 +40,14 @@ def _quick(monkeypatch):
 
 
 class At(Callback):
-    """Does something in one process, after the gradients of the third batch."""
+    """Does something in one process, in the middle of the third batch's step."""
 
     state_names = ()
 
     def __init__(self, rank, act):
         self.rank, self.act = rank, act
 
-    def after_backward(self):
+    def before_step(self):
         if self.iter == 2:
             time.sleep(0.25)  # a beat or two
             if world().rank == self.rank:
@@ -96,6 +97,11 @@ def _loop():
         pass
 
 
+def _crash():
+    faulthandler.disable()  # pytest's, which would print
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def _hold():
     """Killed, with a child that holds on to its connections."""
     if os.fork() == 0:
@@ -106,7 +112,7 @@ def _hold():
 
 ENDS = {
     "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed by SIGKILL"),
-    "crashed": (lambda: os.kill(os.getpid(), signal.SIGSEGV), "was killed by SIGSEGV"),
+    "crashed": (_crash, "was killed by SIGSEGV"),
     "left": (lambda: os._exit(4), "ended with exit status 4"),
     "killed, but its workers": (_hold, "was killed by SIGKILL"),
 }
@@ -121,7 +127,7 @@ def test_one_that_is_gone_is_named_at_once_by_all_others(how):
     for rank in 0, 2:
         ended, cause, seconds = found[rank][1]
         assert re.match(rf"RankError: rank 1 \(process \d+ on .*\) {said}, last heard of in", ended)
-        assert "update 2 (epoch 0, batch 2), at after_backward (test_distributed_faults" in ended
+        assert "update 2 (epoch 0, batch 2), at before_step (test_distributed_faults" in ended
         assert (cause == "RuntimeError" or how not in ENDS) and seconds < AT_ONCE
 
 
@@ -163,14 +169,17 @@ def test_one_in_an_endless_loop_is_named_and_ended_when_the_time_is_over(rank):
     ],
 )
 def test_one_that_is_stopped_is_named_when_the_time_is_over(rank, said):
-    def stop():
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    found = outcomes(2, _fit, rank, stop, wait=5, TREADLE_TIMEOUT="1.5")
-    assert found[rank] == ("hung", "")
+    found = outcomes(2, _fit_beside_one_that_is_stopped, rank, TREADLE_TIMEOUT="1.5")
+    assert found[rank] == ("died", -signal.SIGKILL)
     ended, _, seconds = found[1 - rank][1]
     assert re.match(f"RankError: {said}", ended)
     assert 1.5 < seconds < 1.5 + AT_ONCE
+
+
+def _fit_beside_one_that_is_stopped(rank):
+    ended = _fit(rank, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    os.kill(world().processes[rank].pid, signal.SIGKILL)  # nobody else would
+    return ended
 
 
 def test_a_slow_one_does_no_harm():
@@ -224,18 +233,15 @@ def test_ctrl_c_at_one_process(tmp_path, monkeypatch):
 
 
 def _told_to_end():
-    """Rank 1 is killed while rank 0, which was told to end, waits for it."""
+    """Rank 0 is told to end while it waits for rank 1, which is then killed."""
 
     def act():
         time.sleep(0.5)
+        os.kill(world().processes[0].pid, signal.SIGTERM)
+        time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if world().rank == 0:
-        end = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
-        end.daemon = True
-        learn_cb = Callback(before_fit=lambda cb: end.start())
-        return _fit(1, act, [learn_cb, CheckpointCallback()])
-    return _fit(1, act, [Callback(before_fit=lambda cb: None), CheckpointCallback()])
+    return _fit(1, act, [CheckpointCallback()])
 
 
 def test_sigterm_at_one_that_waits_for_one_that_is_gone(tmp_path, monkeypatch):

@@ -274,7 +274,7 @@ def test_nothing_is_contracted_that_is_not_asked_for(built):
 def bucket_for(program: Program, streams: list[list[torch.Tensor]]) -> Any:
     """What a launch needs of a bucket."""
     table = array("Q", [t.data_ptr() for stream in streams for t in stream])
-    return SimpleNamespace(kind=program.kind, params=streams[0], table=table)
+    return SimpleNamespace(kind=program.kind, params=streams[0], parts=streams[0], table=table)
 
 
 def test_without_triton_it_says_so(monkeypatch):

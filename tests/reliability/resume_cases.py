@@ -39,7 +39,7 @@ from treadle.learner import Learner
 from treadle.loop import Callback
 from treadle.losses import CrossEntropyLossFlat
 from treadle.metrics import accuracy
-from treadle.optim import SGD, Adam, Lookahead, Muon, RAdam, ScheduleFreeAdamW
+from treadle.optim import SGD, SOAP, Adam, Lookahead, Muon, RAdam, ScheduleFreeAdamW
 from treadle.params import trainable_params
 
 N, N_VALID, BS, SIZE = 52, 12, 8, 12  # five training batches an epoch: 8, 8, 8, 8, 8
@@ -198,6 +198,7 @@ CASES: dict[str, Case] = {
     ),
     "schedule_free": Case(15, lambda learn, **kw: learn.fit(3, 0.01, **kw), ScheduleFreeAdamW),
     "muon": Case(15, lambda learn, **kw: learn.fit_sgdr(2, 1, 0.01, **kw), Muon),
+    "soap": Case(10, lambda learn, **kw: learn.fit(2, 0.01, **kw), SOAP),
     "torch": Case(
         15,
         lambda learn, **kw: learn.fit_one_cycle(3, 0.01, **kw),

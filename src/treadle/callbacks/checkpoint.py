@@ -82,11 +82,11 @@ class CheckpointCallback(Callback):
     hears no signals.
 
     **Several processes** write one checkpoint together, which any number of processes can go on
-    with; where each has something of its own, such as its random numbers, the one of rank r gets
-    back what that of rank r modulo their old number had. What any of them was asked, all obey after
-    the same batch, the one after the next; the clock of rank 0 says when minutes are over. Within a
-    window of `GradientAccumulation`, where each has gradients of its own, a checkpoint waits for
-    the window's end.
+    with. Where each has something of its own, such as a callback's state, the one of rank r gets
+    back what that of rank r modulo their old number had; processes beyond that number draw random
+    numbers of their own. What any of them was asked, all obey after the same batch, the one after
+    the next; the clock of rank 0 says when minutes are over. Within a window of
+    `GradientAccumulation`, where each has gradients of its own, a checkpoint waits for its end.
 
     Args:
         every: when a checkpoint is due; None: only when the fit begins, ends or is left.
@@ -173,8 +173,7 @@ class CheckpointCallback(Callback):
     def after_batch(self) -> None:
         if self.learn.training:
             self._after_training()
-        # The last batch of a validation may not be heard of in every process.
-        elif self.validating and (self.world.size == 1 or self.iter + 1 < self.n_iter):
+        elif self.validating and self._all_hear():
             if left := self._agreed(self.agreement.answer)[1]:
                 self._submit(self.validating)
                 self._leave(left)
@@ -187,6 +186,12 @@ class CheckpointCallback(Callback):
             if not self.waits:
                 self._checkpoint(self.iter + 1)
         self.agreement.ask(*self._own())
+
+    def _all_hear(self) -> bool:
+        """Whether every process hears of this batch of a validation: of the last one, and where
+        samples are skipped of any, there may be no part for some."""
+        no_gaps = getattr(self.dl, "on_error", None) == "raise" and self.iter + 1 < self.n_iter
+        return self.world.size == 1 or no_gaps
 
     def _is_within_window(self) -> bool:
         """Whether the processes have gradients that are not yet those of all."""
@@ -261,7 +266,7 @@ class CheckpointCallback(Callback):
     def _warn_of_counts(self) -> None:
         for cb, before in (self.silent or {}).items():
             changed = [name for name, value in _counts(cb).items() if before.get(name) != value]
-            if changed:
+            if changed and self.world.is_main:
                 warnings.warn(
                     f"{cb} changes {', '.join(changed)} while it trains, and a resumed fit would "
                     f"begin with {changed[0]} anew; write state_names = ({changed[0]!r}, ...) in "

@@ -64,17 +64,9 @@ class Task(Protocol):
 
 
 def begin(task: Task) -> None:
-    """Make the folder of a new run and train in it, to its end or until it is left; or go on, where
-    torchrun has started its processes again."""
-    from treadle.run.lock import sole_writer
-    from treadle.run.restart import begun_here
+    """Make the folder of a new run and train in it, to its end or until it is left."""
     from treadle.world import world
 
-    earlier = world().on_main(lambda: begun_here(task.args.out))
-    if earlier is not None:
-        with on_main(lambda: sole_writer(earlier)):
-            go_on(task, earlier, task.args.max_time)
-        return
     clock = time.perf_counter()
     minutes = read_minutes(task.args.max_time)
     with on_main(lambda: _new_folder(task)) as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -97,9 +98,17 @@ def train(args: TrainSettings = TrainSettings()) -> None:
     train one model, in one run folder. With `--max-restarts` they are started again when one of
     them fails, and go on from the last checkpoint.
     """
+    from treadle.cli.resume import resume
+    from treadle.run.restart import begun_here
+    from treadle.world import world
+
     check(args)
     check_processes(args)
-    begin(task_of(settled(args)))
+    earlier = world().on_main(lambda: begun_here(args.out))
+    if earlier is not None:  # torchrun has started its processes again
+        resume(earlier, max_time=args.max_time)
+    else:
+        begin(task_of(settled(args)))
 
 
 def task_of(args: TrainSettings) -> Task:
@@ -120,6 +129,8 @@ def check(args: TrainSettings) -> None:
         raise UsageError(f"--workers {args.workers} cannot be meant; give 0 or more.")
     read_minutes(args.max_time)
     find_recipe(args.opt)
+    if processes() > 1:
+        check_devices(args.device)
     if args.device is not None:
         check_device(args.device)
 
@@ -138,18 +149,29 @@ def check_processes(args: TrainSettings) -> None:
         )
 
 
+def check_devices(name: str | None) -> None:
+    """Refuse a device that several processes cannot have."""
+    import torch
+
+    if name is not None and ":" in name:
+        raise UsageError(
+            f"--device {name} is one device, and torchrun started {processes()} processes; leave "
+            f"it out or give {name.partition(':')[0]}, and each takes one of its own."
+        )
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if here > gpus > 0 and name in (None, "cuda"):
+        raise UsageError(
+            f"torchrun started {here} processes on a machine with {gpus} GPU{'s' * (gpus > 1)}; "
+            f"start one for each GPU, with --nproc-per-node={gpus}, or give --device cpu."
+        )
+
+
 def check_device(name: str) -> None:
     """Refuse a device that this machine or this torch does not have."""
     import torch
 
     from treadle.world import world
 
-    if processes() > 1 and ":" in name:
-        kind = name.partition(":")[0]
-        raise UsageError(
-            f"--device {name} is one device, and torchrun started {processes()} processes; leave "
-            f"it out or give {kind}, and each takes one of its own."
-        )
     world()  # so that each process looks at its own
     try:
         torch.zeros(1, device=name)

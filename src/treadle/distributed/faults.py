@@ -49,16 +49,17 @@ def faults_told(loop: TrainingLoop) -> Iterator[None]:
 
 def _told(watch: Watch, error: BaseException) -> RankError | None:
     """What to raise in the place of `error`, if that is another's fault."""
-    if is_broken(error):
+    if is_broken(error) or (watch.cause and isinstance(error, RankError)):
         cause = watch.explain()
     else:
         text = printable(str(error).strip().partition("\n")[0])[:300]
         what = f"{type(error).__name__}{': ' if text else ''}{text}"
         deliberate = isinstance(error, (TreadleError, SystemExit))
-        cause = watch.raised(
+        watch.raised(
             f"rank {watch.world.rank} raised {what}",
             deliberate and not isinstance(error, OutOfMemoryError),
         )
+        cause = watch.cause
         if not (watch.interrupted and isinstance(error, KeyboardInterrupt)):
             return None
     return RankError(

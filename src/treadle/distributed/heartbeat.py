@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from treadle.world import World, leave
+from treadle.world.joining import ranks
 
 BEAT_S = 1.0
 SILENT_S = 2.5  # without a beat for so long, a process does not answer
@@ -23,6 +24,7 @@ EXPLAIN_S = 6.0  # to find out whose fault it is
 ALIKE_S = 1.0  # for all to raise what one did
 STUCK_S = 2.0  # for the main thread to leave by itself
 LINGER_S = 2.0  # for the others to read what goes with this process
+JUDGES = 8  # ranks that read where all others are; the rest wait for what they find
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Board:
         """What was noted."""
         return self._read(f"{self._prefix}/cause")
 
+    def count(self, what: str, more: int) -> int:
+        """How many there are of something, with `more`."""
+        counted: int = self._try(lambda: self._store.add(f"{self._prefix}/{what}", more), 0)
+        return counted
+
     def _of(self, rank: int) -> str:
         return f"{self._prefix}/{rank}"
 
@@ -109,9 +116,10 @@ class Watch:
         self.world, self.board, self.keeps_board, self.place = world, board, keeps_board, place
         self.cause = ""
         self.interrupted = False  # the main thread, by this
-        self._watched, self._count = get_ident(), 0
+        self._watched, self._count, self._where = get_ident(), 0, "its first second"
+        self._silent: set[int] = set()
         self._wake, self._taken, self._answered = Event(), Event(), Event()
-        self._task: Callable[[], str] | None = None
+        self._task: Callable[[], str | None] | None = None
         self._answer = ""
         self._left_at: float | None = None
         Thread(target=self._run, name="treadle-watch", daemon=True).start()
@@ -120,27 +128,28 @@ class Watch:
 
     def done(self) -> None:
         """The fit is over."""
-        self._ask(lambda: self._beat("done"), 1.0)
+        self._task = lambda: self._beat("done")
+        self._wake.set()
+        self._answered.wait(SILENT_S)
 
-    def raised(self, cause: str, deliberate: bool) -> str:
-        """This process has failed by itself. Gives why the fit ended: for that, or for what another
-        had said before; "" if all raised the like, and nobody waits for anybody."""
-        return self._ask(lambda: self._part(cause, deliberate), ALIKE_S + LINGER_S) or cause
+    def raised(self, cause: str, deliberate: bool) -> None:
+        """This process has failed by itself. The others learn of it; unless all of them raised
+        something deliberately, as this one did: then nobody waits for anybody, and they stay
+        together."""
+        self._ask(lambda: self._part(cause, deliberate), ALIKE_S + LINGER_S + 1, cause)
 
     def explain(self) -> str:
         """Why this process waited in vain for the others, as far as it can be known."""
-        told = self._ask(self._explained, EXPLAIN_S + LINGER_S)
-        if not told:
-            told = self._board_is_lost()
-            leave(told)
-        return told
+        return self._ask(self._explained, 2 * EXPLAIN_S + LINGER_S, self._board_is_lost())
 
-    def _ask(self, task: Callable[[], Any], limit: float) -> str:
+    def _ask(self, task: Callable[[], str], limit: float, otherwise: str) -> str:
+        """Have the thread do it; `otherwise` is why this process leaves if that hangs."""
         self._task = task
         self._wake.set()
-        if self._taken.wait(SILENT_S):  # else it hangs at the board
-            self._answered.wait(limit)
-        return self._answer
+        if self._taken.wait(SILENT_S) and self._answered.wait(limit):
+            return self._answer
+        leave(otherwise)
+        return otherwise
 
     # In the thread
 
@@ -156,17 +165,16 @@ class Watch:
 
     def _beat(self, state: str) -> None:
         self._count += 1
-        place = "its first second"
-        if self._count > 1:
-            place = f"{self.place()}, {_at(sys._current_frames().get(self._watched))}"
-        self.board.write(Beat(state, self._count, time.time(), place))
+        if state == "in" and self._count > 1:
+            self._where = f"{self.place()}, {_at(sys._current_frames().get(self._watched))}"
+        self.board.write(Beat(state, self._count, time.time(), self._where))
 
     def _look_out(self) -> None:
         if self._left_at is None:
             cause = self.board.cause() or self._gone()
             if cause:
                 self._leave(cause)
-        elif time.monotonic() - self._left_at > STUCK_S and not self.interrupted:
+        elif time.monotonic() - self._left_at > STUCK_S:
             self._interrupt()
 
     def _leave(self, cause: str) -> None:
@@ -177,38 +185,44 @@ class Watch:
             self._beat("left")
 
     def _interrupt(self) -> None:
-        """The others have left, and the main thread is in a loop of its own, or waits."""
+        """The others have left, and the main thread is in a loop of its own, or waits. Where
+        Ctrl-C waits for work to be whole, it takes a second one."""
+        self._left_at = time.monotonic()
         if self._watched == main_thread().ident and callable(signal.getsignal(signal.SIGINT)):
             self.interrupted = True
             signal.pthread_kill(self._watched, signal.SIGINT)
 
     def _explained(self) -> str:
-        began, before = time.monotonic(), self.board.beats()
-        cause = ""
+        began, before = time.monotonic(), self._others(0.0)
+        cause = self.cause
         while not cause:
             self._beat("waited")
-            cause = self.cause or self.board.cause() or self._gone()
-            waited, now = time.monotonic() - began, self.board.beats()
-            if self.board.lost and waited > 1:
-                cause = cause or self._board_is_lost()
-            elif waited > SILENT_S:
-                cause = cause or self._absent(before, now)
-            if waited > EXPLAIN_S:
-                cause = cause or self._all_wait(now)
+            cause = self.board.cause() or self._gone()
+            waited = time.monotonic() - began
+            if not cause and waited > SILENT_S:
+                now = self._others(waited)
+                cause = self._board_is_lost() if self.board.lost else self._absent(before, now)
+                if not cause and waited > EXPLAIN_S:
+                    cause = self._all_wait(now)
             time.sleep(0.05)
         self._leave(cause)
         self._linger()
         return self.cause
 
+    def _others(self, waited: float) -> list[Beat | None]:
+        """Where all are, if this process is one to look; all do when nobody tells them."""
+        look = self.world.rank < JUDGES or waited > EXPLAIN_S
+        return self.board.beats() if look else []
+
     def _part(self, cause: str, deliberate: bool) -> str:
         until = time.monotonic() + ALIKE_S
-        deliberate = deliberate and not self.cause
-        while deliberate and time.monotonic() < until and not self.board.cause():
+        if deliberate and not self.cause:
             self._beat("raised")
-            others = [beat for beat in self.board.beats() if beat]
-            if len(others) == self.world.size and all(beat.state == "raised" for beat in others):
-                return ""
-            time.sleep(0.02)
+            self.board.count("raised", 1)
+            while time.monotonic() < until and not self.board.cause():
+                if self.board.count("raised", 0) == self.world.size:
+                    return ""
+                time.sleep(0.02)
         self._leave(cause)
         self._linger()
         return self.cause
@@ -216,11 +230,11 @@ class Watch:
     def _linger(self) -> None:
         until = time.monotonic() + LINGER_S
         while self.keeps_board and time.monotonic() < until:
-            left = [
-                (beat and beat.state in ("left", "done")) or process.fate()
-                for beat, process in zip(self.board.beats(), self.world.processes, strict=True)
-            ]
-            if all(left):
+            beats, processes = self.board.beats(), self.world.processes
+            if all(
+                rank in self._silent or (beat and beat.state in ("left", "done")) or process.fate()
+                for rank, (beat, process) in enumerate(zip(beats, processes, strict=True))
+            ):
                 return
             time.sleep(0.05)
 
@@ -242,12 +256,13 @@ class Watch:
     def _absent(self, before: Sequence[Beat | None], now: Sequence[Beat | None]) -> str:
         """Of processes that are not where the others wait for them."""
         silent, busy, away = [], [], []
-        for rank, (then, beat) in enumerate(zip(before, now, strict=True)):
+        for rank, (then, beat) in enumerate(zip(before or now, now, strict=True)):
             if beat is None:
                 away.append(f"{self._name(rank)} has not come to this fit")
             elif beat.state == "done":
                 away.append(f"{self._name(rank)} is done with this fit, after {beat.place}")
             elif beat.state == "in" and then is not None and then.count == beat.count:
+                self._silent.add(rank)
                 ago = max(time.time() - beat.time, 0)
                 silent.append(
                     f"{self._name(rank)} does not answer: last heard of {ago:.0f} s ago, in "
@@ -258,8 +273,11 @@ class Watch:
         return "; ".join((silent or busy or away)[:3])
 
     def _all_wait(self, now: Sequence[Beat | None]) -> str:
-        places = {beat.place: rank for rank, beat in reversed([*enumerate(now)]) if beat}
-        told = "; ".join([f"rank {rank} in {place}" for place, rank in places.items()][-3:])
+        places: dict[str, list[int]] = {}
+        for rank, beat in enumerate(now):
+            if beat:
+                places.setdefault(beat.place, []).append(rank)
+        told = "; ".join([f"{ranks(who)} in {place}" for place, who in places.items()][:3])
         return (
             "the processes waited for one another; all must make the same calls in the same "
             f"order, and reach each other: {told}"

@@ -190,6 +190,8 @@ class _Launch:
                 os.close(self.writer)
                 thread.join()
                 os.close(self.reader)
+                self.shown.close()
+                self.shows.close()
         if self.error is not None:
             self._raise_cause(request)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from treadle.distributed.sync_batch_norm import synced_batch_norms
 from treadle.interrupts import scoped
 from treadle.loop.events import CANCELS, Callback, event
 from treadle.loop.parallel import Parallel
@@ -47,9 +49,7 @@ class Several(Parallel):
             if self.world.size > 1:
                 stack.enter_context(drawing_apart())
                 if self.sync_bn:
-                    from treadle.distributed.sync_batch_norm import synced_batch_norms
-
-                    borrowed = lambda: getattr(loop.dl, "borrowed", False)  # noqa: E731
+                    borrowed = partial(_is_borrowed, loop)
                     stack.enter_context(synced_batch_norms(loop.model, borrowed))
             stack.callback(setattr, loop, "agreed", loop.agreed)
             yield
@@ -58,7 +58,7 @@ class Several(Parallel):
         self, loop: TrainingLoop, batches: Iterable[Any], first: int
     ) -> Iterator[tuple[int, Any]]:
         for i, b in enumerate(batches, first):
-            if loop.training or not getattr(loop.dl, "borrowed", False):
+            if loop.training or not _is_borrowed(loop):
                 yield i, b
                 continue
             # A sample that another process counts: only what they do together is done.
@@ -85,7 +85,7 @@ class Several(Parallel):
     def _share(self, loop: TrainingLoop) -> tuple[int, int]:
         """The samples of this process's part of the batch, and of the whole."""
         dl, n = loop.dl, samples_in(loop.yb or loop.xb)
-        if getattr(dl, "borrowed", False):
+        if _is_borrowed(loop):
             return 0, dl.total
         if loop.readers.size == 1:  # all read the same
             return n, n * self.world.size
@@ -125,6 +125,11 @@ class _Joint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return grads[0], None
+
+
+def _is_borrowed(loop: TrainingLoop) -> bool:
+    """Whether the batch at hand is a stand-in, for this process has no part of it."""
+    return getattr(loop.dl, "borrowed", False)
 
 
 def _heard_by_users(cbs: Iterable[Callback]) -> set[str]:

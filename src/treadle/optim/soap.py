@@ -85,9 +85,10 @@ def _renewed(
     """The basis of one side and the average it comes from, after a gradient with that square."""
     if basis is None or avg is None:
         avg = square * (1 - sqr_mom)
-        return torch.linalg.eigh(avg).eigenvectors, avg
+        # As it will be when it was saved and loaded: products of other layouts differ by bits.
+        return torch.linalg.eigh(avg).eigenvectors.contiguous(), avg
     avg.mul_(sqr_mom).add_(square, alpha=1 - sqr_mom)
-    return (torch.linalg.qr(avg @ basis).Q if renew else basis), avg
+    return (torch.linalg.qr(avg @ basis).Q.contiguous() if renew else basis), avg
 
 
 def _precise(g: Tensor) -> Tensor:

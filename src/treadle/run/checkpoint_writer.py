@@ -104,7 +104,8 @@ class Writer:
         error, self._error = self._error, None
         if isinstance(error, DiskFullError) and self.on_full == "go_on":
             self.skipped += 1
-            warnings.warn(f"Training goes on without a checkpoint. {error}", stacklevel=3)
+            if self._among.is_main:
+                warnings.warn(f"Training goes on without a checkpoint. {error}", stacklevel=3)
         elif error is not None:
             raise error
 

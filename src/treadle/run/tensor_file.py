@@ -56,7 +56,12 @@ class TensorFile:
         return sum(t.nbytes for t in self.tensors.values())
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes of the file, in order."""
+        """The bytes of the file, in order. Raises UsageError if it has but parts of tensors."""
+        if self.boxes:
+            raise UsageError(
+                f"{next(iter(self.boxes))} is spread over several processes, and this one has a "
+                "part of it; let all of them save it together, or give tensor.full_tensor()."
+            )
         # The widest first, so that each tensor lies where its type must.
         order = sorted(self.tensors.items(), key=lambda item: -item[1].itemsize)
         header, end = {}, 0

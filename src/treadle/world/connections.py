@@ -35,16 +35,17 @@ def break_all() -> None:
     """
     for group in list(dist.distributed_c10d._world.pg_map):
         if group.size() > 1:
-            with suppress(RuntimeError):  # it is broken already
-                if torch.cuda.is_available():
+            if torch.cuda.is_available():
+                with suppress(RuntimeError):
                     group.abort()
-            with suppress(RuntimeError):
-                _break(group)
+            _break(group)
 
 
 def _break(group: Any) -> None:
-    """What gloo does when a wait is too long is to close all connections of the group."""
+    """What gloo does when a wait is too long is to close all connections of the group. Where the
+    one that is waited at is closed already, there is no wait."""
     backend = group._get_backend(torch.device("cpu"))
     if backend.name() == "gloo":
-        other = (group.rank() + 1) % group.size()
-        backend.recv([torch.zeros(1)], other, _TAG).wait(timedelta(milliseconds=1))
+        for other in {*range(group.size())} - {group.rank()}:
+            with suppress(RuntimeError):
+                backend.recv([torch.zeros(1)], other, _TAG).wait(timedelta(milliseconds=1))

@@ -43,7 +43,8 @@ def join(timeout: timedelta) -> None:
             f"what the processes were to meet at, {meeting.place}, is gone, and with it rank 0 or "
             f"torchrun itself; see what these say. ({_first_line(error)})"
         ) from error
-    on_gpu = torch.cuda.is_available()
+    # Where there are fewer GPUs than processes, these train on the CPU.
+    on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
