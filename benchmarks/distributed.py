@@ -85,7 +85,7 @@ def small_net() -> nn.Module:
 
 
 WORK = {
-    "conv net": Work(conv_net, (3, 32, 32), 64, 40),
+    "conv net": Work(conv_net, (3, 32, 32), 64, 32),
     "small net": Work(small_net, (256,), 512, 400),
 }
 
@@ -257,7 +257,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--nets", nargs="+", choices=WORK, default=list(WORK))
     options = parser.parse_args()
-    options.rounds = options.rounds or (3 if options.quick else 15)
+    options.rounds = options.rounds or (3 if options.quick else 9)
     os.environ["OMP_NUM_THREADS"] = "1"
     settings = {name: f"{w.steps} steps of {w.batch_size}" for name, w in WORK.items()}
     report = Report("distributed", options, processes=PROCESSES, threads=1, nets=settings)

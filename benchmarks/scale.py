@@ -367,13 +367,13 @@ def facts() -> list[str]:
     ]
 
 
-PLACE = re.compile(r"(<!-- scale\.py: (\w+) -->\n\n)(?:\|.*\n)*")
+PLACE = re.compile(r"(<!-- scale\.py: (\w+) -->\n\n)(?:(?:\|.*\n)+\n)?")
 """Where a table stands on the page."""
 
 
 def filled(page: str) -> str:
     """The page with each table as it is now."""
-    return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n", page)
+    return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n\n", page)
 
 
 def main() -> None:

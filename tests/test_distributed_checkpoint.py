@@ -192,7 +192,7 @@ def written(tmp_path_factory):
 
 def left_behind(path, written):
     """A copy in `path` of the two newest checkpoints of a fit that was left."""
-    for checkpoint in checkpoints(written):
+    for checkpoint in checkpoints(written)[-2:]:  # a fit that fails may leave one more
         shutil.copytree(checkpoint, path / checkpoint.name)
     return checkpoints(path)
 
@@ -202,7 +202,8 @@ def taken(folder):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found = read_newest(folder)
-    return found and found.path.name, [str(one.message) for one in told]
+    words = [str(one.message) for one in told]
+    return found and found.path.name, [said for said in words if "passed over" in said]
 
 
 @pytest.mark.parametrize("file", ["optimizer.1.safetensors", "state.1.json", "layout.json"])
@@ -213,8 +214,7 @@ def test_all_pass_over_what_one_finds_damaged(tmp_path, written, file):
     (newest / file).write_bytes(data)
     (first, told), (second, nothing) = on_ranks(2, taken, tmp_path)
     assert first == second == older.name
-    assert file in told[0]
-    assert "passed over" in told[0]
+    assert [file in said for said in told] == [True]
     assert nothing == []
     for path in (older, newest):
         (path / "manifest.json").unlink()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,7 +166,9 @@ def test_killed_processes_are_started_again_and_go_on(images, tmp_path):
         os.kill(holder.pid, signal.SIGKILL)
         out, err = launched.communicate(timeout=120)
     finally:
-        launched.kill()
+        if launched.poll() is None:
+            launched.terminate()  # which ends its processes too
+            launched.wait(60)
     assert launched.returncode == 0, err
     assert out.count("22 images to train on") == 2 and out.count("report   ") == 1
     again = one_run(tmp_path)
@@ -182,7 +185,7 @@ def test_killed_processes_are_started_again_and_go_on(images, tmp_path):
 
 
 def test_one_process_goes_on_with_what_two_began(images, tmp_path):
-    args = ["train", images, "--bs", 3, "-e", 6, "--max-time", "1s", *SMALL]
+    args = ["train", images, "--bs", 3, "-e", 6, "--max-time", "0.1s", *SMALL]
     with chdir(tmp_path):
         first, second = on_ranks(2, said_by, *args)
     folder = next((tmp_path / "runs").iterdir())
@@ -198,13 +201,28 @@ def test_one_process_goes_on_with_what_two_began(images, tmp_path):
 
 def test_a_run_that_was_left_when_asked_is_not_taken_up_by_the_launcher(images, tmp_path):
     """torchrun takes the exit status of a time limit for a failure, and starts all again."""
-    args = ["train", images, "-e", 50, "--max-time", "1s", *SMALL]
+    args = ["train", images, "-e", 5, "--max-time", "0.1s", *SMALL]
     with chdir(tmp_path):
         left = on_ranks(2, said_by, *args)
         before = read_events(next((tmp_path / "runs").iterdir()))
         again = on_ranks(2, said_by, *args)
     assert [status for status, *_ in left] == [status for status, *_ in again] == [75, 75]
     assert read_events(next((tmp_path / "runs").iterdir())) == before
+
+
+def test_what_died_before_its_first_checkpoint_begins_anew_in_its_folder(images, tmp_path):
+    args = ["train", images, "--bs", 8, "-e", 1, *SMALL]
+    with chdir(tmp_path):
+        on_ranks(1, said_by, *args)
+        whole = one_run(tmp_path)
+        weights = whole["model.safetensors"].read_bytes()
+        shutil.rmtree(whole["checkpoints"])
+        started, *_ = whole["events.jsonl"].read_bytes().splitlines(keepends=True)
+        whole["events.jsonl"].write_bytes(started)
+        for name in ("history.csv", "model.safetensors", "record.json", "report.html"):
+            whole[name].unlink()
+        on_ranks(1, said_by, *args)
+    assert one_run(tmp_path)["model.safetensors"].read_bytes() == weights
 
 
 def test_a_run_is_found_by_who_launched_it(tmp_path, monkeypatch):

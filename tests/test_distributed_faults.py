@@ -35,7 +35,7 @@ AT_ONCE = 3.0
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    for name, value in {"BEAT_S": 0.1, "SILENT_S": 0.6, "STUCK_S": 0.5, "EXPLAIN_S": 2.0}.items():
+    for name, value in {"BEAT_S": 0.1, "SILENT_S": 0.6, "STUCK_S": 1.0, "EXPLAIN_S": 2.0}.items():
         monkeypatch.setattr(heartbeat, name, value)
 
 
@@ -88,6 +88,15 @@ def _fit(rank, act, cbs=()):
     return ended, cause, time.monotonic() - began
 
 
+def test_one_process_has_no_watch():
+    seen = []
+    look = Callback(after_batch=lambda cb: seen.extend(t.name for t in threading.enumerate()))
+    learn = _learner(cbs=[look])
+    with learn.no_logging():
+        learn.fit(1)
+    assert seen and "treadle-watch" not in seen
+
+
 def _own(error="the user's own"):
     raise RuntimeError(error)
 
@@ -105,7 +114,7 @@ def _crash():
 def _hold():
     """Killed, with a child that holds on to its connections."""
     if os.fork() == 0:
-        time.sleep(4)
+        time.sleep(3)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -128,7 +137,7 @@ def test_one_that_is_gone_is_named_at_once_by_all_others(how):
         ended, cause, seconds = found[rank][1]
         assert re.match(rf"RankError: rank 1 \(process \d+ on .*\) {said}, last heard of in", ended)
         assert "update 2 (epoch 0, batch 2), at before_step (test_distributed_faults" in ended
-        assert (cause == "RuntimeError" or how not in ENDS) and seconds < AT_ONCE
+        assert cause == "RuntimeError" and seconds < AT_ONCE
 
 
 def test_one_that_raises_raises_its_own_and_the_others_name_it():
@@ -152,13 +161,11 @@ def test_rank_0_killed():
     assert seconds < AT_ONCE
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_one_in_an_endless_loop_is_named_and_ended_when_the_time_is_over(rank):
-    found = on_ranks_with(2, _fit, rank, _loop, TREADLE_TIMEOUT="1.5")
-    for ended, _, seconds in found:
-        assert re.match(rf"RankError: rank {rank} \(process \d+ on .*\) keeps the others", ended)
+def test_one_in_an_endless_loop_is_named_and_ended_when_the_time_is_over():
+    for ended, _, seconds in on_ranks_with(2, _fit, 1, _loop, TREADLE_TIMEOUT="1"):
+        assert re.match(r"RankError: rank 1 \(process \d+ on .*\) keeps the others", ended)
         assert "update 2 (epoch 0, batch 2), at _loop (test_distributed_faults.py" in ended
-        assert 1.5 < seconds < 1.5 + AT_ONCE
+        assert 1 < seconds < 1 + 2 * AT_ONCE
 
 
 @pytest.mark.parametrize(
@@ -169,11 +176,11 @@ def test_one_in_an_endless_loop_is_named_and_ended_when_the_time_is_over(rank):
     ],
 )
 def test_one_that_is_stopped_is_named_when_the_time_is_over(rank, said):
-    found = outcomes(2, _fit_beside_one_that_is_stopped, rank, TREADLE_TIMEOUT="1.5")
+    found = outcomes(2, _fit_beside_one_that_is_stopped, rank, TREADLE_TIMEOUT="1")
     assert found[rank] == ("died", -signal.SIGKILL)
     ended, _, seconds = found[1 - rank][1]
     assert re.match(f"RankError: {said}", ended)
-    assert 1.5 < seconds < 1.5 + AT_ONCE
+    assert 1 < seconds < 1 + AT_ONCE
 
 
 def _fit_beside_one_that_is_stopped(rank):
@@ -183,7 +190,7 @@ def _fit_beside_one_that_is_stopped(rank):
 
 
 def test_a_slow_one_does_no_harm():
-    found = on_ranks_with(2, _fit, 1, lambda: time.sleep(1.5), TREADLE_TIMEOUT="3")
+    found = on_ranks_with(2, _fit, 1, lambda: time.sleep(1), TREADLE_TIMEOUT="3")
     assert [ended for ended, *_ in found] == ["trained", "trained"]
 
 
@@ -320,15 +327,6 @@ def test_which_errors_are_of_the_connections(error, broken):
     assert is_broken(told) == broken
 
 
-def test_one_process_has_no_watch():
-    seen = []
-    look = Callback(after_batch=lambda cb: seen.extend(t.name for t in threading.enumerate()))
-    learn = _learner(cbs=[look])
-    with learn.no_logging():
-        learn.fit(1)
-    assert seen and "treadle-watch" not in seen
-
-
 # Uneven data
 
 
@@ -347,14 +345,14 @@ def test_a_process_without_data_in_a_batch_keeps_nobody_waiting():
 
 # Under torchrun
 
-SCRIPT = """
-import os, signal, sys, time
+TRAINS = """
+import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_distributed_faults import Every, hurt, learner_in, weights_of, world
+from test_distributed_faults import Every, learner_in, weights_of, world
 
-folder, how = Path(sys.argv[1]), sys.argv[2]
-learn = learner_in(folder, how)
+folder = Path(sys.argv[1])
+learn = learner_in(folder, hurt=True)
 with learn.no_logging():
     if any((folder / "checkpoints").glob("step-*")):
         learn.resume()
@@ -365,24 +363,24 @@ if world().is_main:
 """
 
 
-def hurt(folder, how):
-    """Once in all, what is to happen to rank 1."""
+RAISES = """
+from treadle.world import world
 
-    def act(cb):
-        if how != "nothing" and world().rank == 1 and cb.updates == 7:
-            try:
-                (folder / "hurt").touch(exist_ok=False)
-            except FileExistsError:
-                return
-            if how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            _own()
-
-    return Callback(after_backward=act)
+if world().rank == 1:
+    raise ValueError("its own")
+world().all(0)
+"""
 
 
-def learner_in(folder, how):
-    return _learner(cbs=[hurt(folder, how)], path=folder)
+def learner_in(folder, hurt):
+    """With `hurt` rank 1 is killed in the first run."""
+
+    def kill(cb):
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if hurt and first and world().rank == 1 and cb.updates == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return _learner(cbs=[Callback(after_backward=kill)], path=folder)
 
 
 def weights_of(learn):
@@ -391,16 +389,16 @@ def weights_of(learn):
 
 
 def _undisturbed(folder):
-    learn = learner_in(folder, "nothing")
+    learn = learner_in(folder, hurt=False)
     with learn.no_logging():
         learn.fit(2, checkpoint=Every(updates=5))
     return weights_of(learn)
 
 
-def _torchrun(folder, how, *options):
+def _torchrun(folder, text, *options):
     """The exit status, what was printed, and how many of its processes are left."""
     script, mark = folder / "script.py", uuid4().hex
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(text.format(tests=str(Path(__file__).parent)))
     source = Path(sys.modules["treadle"].__file__).parents[1]
     env = {
         **os.environ,
@@ -411,7 +409,7 @@ def _torchrun(folder, how, *options):
     }
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*run, *options, str(script), str(folder), how], env=env, capture_output=True, text=True
+        [*run, *options, str(script), str(folder)], env=env, capture_output=True, text=True
     )
     left = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
@@ -428,13 +426,13 @@ def test_a_restarted_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
     whole.mkdir()
     killed.mkdir()
     expected = on_ranks(2, _undisturbed, whole)
-    status, told, left = _torchrun(killed, "kill", "--max-restarts=2")
+    status, told, left = _torchrun(killed, TRAINS, "--max-restarts=2")
     assert (status, left) == (0, 0), told
-    assert (killed / "hurt").exists() and "rank 1 (process" in told
+    assert "RankError: rank 1 (process" in told
     assert [(killed / "weights").read_text()] * 2 == expected
 
 
 def test_a_run_in_which_one_raises_ends_as_a_whole(tmp_path):
-    status, told, left = _torchrun(tmp_path, "raise")
+    status, told, left = _torchrun(tmp_path, RAISES)
     assert (status != 0, left) == (True, 0), told
-    assert "RankError: rank 1 raised RuntimeError: the user's own" in told
+    assert "ValueError: its own" in told and "RankError" in told

@@ -1,15 +1,16 @@
 """Fits of a notebook or a script of one process, run in several that are started for each.
 
-    parent      starts them by torch's elastic launch, forked, so that they have the learner, its
-                data and all that was defined in the notebook; waits; takes over the outcome
-    children    are the processes of a run, as torchrun's are; rank 0 prints; all write the state
-                of the fit that ended, as a checkpoint, or the error that ended it
+parent      starts them by torch's elastic launch, forked, so that they have the learner, its
+            data and all that was defined in the notebook; waits; takes over the outcome
+children    are the processes of a run, as torchrun's are; rank 0 prints; all write the state
+            of the fit that ended, as a checkpoint, or the error that ended it
 """
 
 from __future__ import annotations
 
 import base64
 import contextvars
+import gc
 import json
 import logging
 import multiprocessing as mp
@@ -235,6 +236,7 @@ class _Launch:
 
 def _run_as_rank(launch: _Launch) -> None:
     """In a child: all that it does."""
+    gc.freeze()  # the remains of an earlier launch wait, when destroyed, for threads not in here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(launch.writer)
@@ -292,25 +294,25 @@ def _quiet() -> Iterator[None]:
 def _tell(error: BaseException, folder: Path) -> None:
     """Write down what ended this process."""
     rank = int(os.environ["RANK"])
-    left = isinstance(error, Preempted)
-    told = {
+    told: dict[str, Any] = {
         "rank": rank,
         "time": time.time(),
         "kinds": [cls.__name__ for cls in type(error).__mro__],
-        "text": error.reason if left else str(error),
-        "code": error.code if left else None,
-        "checkpoint": str(error.checkpoint) if left and error.checkpoint else None,
+        "text": str(error),
         "trace": "".join(traceback.format_exception(error)),
     }
+    if isinstance(error, Preempted):
+        checkpoint = error.checkpoint and str(error.checkpoint)
+        told |= {"left": [error.code, error.reason, checkpoint]}
     (folder / f"error-{rank}.part").write_text(json.dumps(told))
     (folder / f"error-{rank}.part").rename(folder / f"error-{rank}.json")
 
 
 def _as_raised(told: dict[str, Any]) -> BaseException:
     """What ended a process, to be raised in this one."""
-    if "Preempted" in told["kinds"]:
-        checkpoint = told["checkpoint"] and Path(told["checkpoint"])
-        return Preempted(told["code"], told["text"], checkpoint)
+    if "left" in told:
+        code, reason, checkpoint = told["left"]
+        return Preempted(code, reason, checkpoint and Path(checkpoint))
     raised: TreadleError
     kinds = [getattr(errors, kind, None) for kind in told["kinds"]]
     ours = next((cls for cls in kinds if cls is not None), None)

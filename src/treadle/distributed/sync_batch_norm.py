@@ -53,7 +53,6 @@ class _Synced(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         return self._together(input) if self.training else super().forward(input)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _together(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         if not _Synced.borrowed():
@@ -88,8 +87,12 @@ class _Synced(_BatchNorm):
 
 @functools.cache  # another class each time would have the model compiled anew
 def _synced(own: Any) -> type[nn.Module]:
-    # Under the name of its own class it shows itself in the same words.
-    names = {"own": own, "__module__": own.__module__, "__qualname__": own.__qualname__}
+    names = {
+        "own": own,
+        "__module__": own.__module__,  # it shows itself in the words of its own class
+        "__qualname__": own.__qualname__,
+        "_together": torch.compiler.disable(_Synced._together),  # here: to import that is slow
+    }
     return type(own.__name__, (_Synced, own), names)
 
 

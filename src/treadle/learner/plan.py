@@ -60,6 +60,7 @@ def planned_hypers(
     with (
         _put_back(learn),
         assigned(learn, "dls", _BlankLoaders([_BlankLoader(learn.dls.train)])),
+        assigned(learn, "processes", None),
         learn.removed_cbs(others),
         learn.added_cbs(rehearsal),
     ):

@@ -125,7 +125,7 @@ def write_checkpoint(
     Raises UsageError for what cannot be stored, DiskFullError where there is no room, DataError if
     the folder cannot be written; the checkpoints before are then unharmed.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     weights = {"weight": torch.ones(2, 3)}
     ...     path = write_checkpoint(Path(folder), 12, {"model": weights}, {"loop": {"epoch": 1}})

@@ -13,6 +13,7 @@ from treadle.errors import UsageError
 from treadle.interrupts import scoped
 from treadle.loop.events import Callback, CancelFitException, CancelValidException
 from treadle.loop.state import preserved
+from treadle.loop.training import assigned
 from treadle.schedule import SchedExp
 from treadle.study.seeding import rewind, seed_all
 
@@ -140,5 +141,6 @@ def _leaving_no_trace(learn: Any) -> Iterator[None]:
         if learn.precision.device_type != learn.device.type:
             learn.precision.to(learn.device)
     reports = [cb for cb in learn.cbs if cb.reports]
-    with preserved(learn), learn.removed_cbs(reports), learn.no_logging():
+    here = assigned(learn, "processes", None)
+    with preserved(learn), learn.removed_cbs(reports), learn.no_logging(), here:
         yield

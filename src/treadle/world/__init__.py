@@ -44,7 +44,7 @@ TIMEOUT = "TREADLE_TIMEOUT"
 """The environment variable that says for how many seconds processes wait for one another."""
 
 _JOINED = "TREADLE_JOINED"  # the run and the process that did, for those that it starts
-_DYING_S = 0.5  # a process that is killed closes its connections first
+_DYING_S = 2.0  # a process that is killed closes its connections first
 
 
 @dataclass(frozen=True)

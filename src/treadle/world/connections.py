@@ -44,8 +44,10 @@ def break_all() -> None:
 def _break(group: Any) -> None:
     """What gloo does when a wait is too long is to close all connections of the group. Where the
     one that is waited at is closed already, there is no wait."""
-    backend = group._get_backend(torch.device("cpu"))
-    if backend.name() == "gloo":
+    backend = None
+    with suppress(RuntimeError):  # it is for GPUs alone
+        backend = group._get_backend(torch.device("cpu"))
+    if backend is not None and backend.name() == "gloo":
         for other in {*range(group.size())} - {group.rank()}:
             with suppress(RuntimeError):
                 backend.recv([torch.zeros(1)], other, _TAG).wait(timedelta(milliseconds=1))
