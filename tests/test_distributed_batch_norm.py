@@ -27,9 +27,14 @@ NORMS = {
     "picture": (lambda: nn.BatchNorm2d(3, momentum=0.3, eps=1e-3), (3, 4, 5)),
     "volume": (lambda: nn.BatchNorm3d(3, affine=False), (3, 2, 2, 2)),
     "not tracked": (lambda: nn.BatchNorm2d(3, track_running_stats=False), (3, 2, 2)),
-    "no bias": (lambda: nn.BatchNorm2d(3, bias=False), (3, 2, 2)),
+    "no bias": (lambda: _without_bias(nn.BatchNorm2d(3)), (3, 2, 2)),
     "of torch": (lambda: nn.SyncBatchNorm(3), (3, 2, 2)),
 }
+
+
+def _without_bias(norm):
+    norm.bias = None
+    return norm
 
 
 def _norm(kind, dtype):

@@ -196,7 +196,8 @@ def test_a_slow_one_does_no_harm():
 
 def _late():
     if world().rank == 1:
-        time.sleep(2.5)
+        while not world().processes[0].fate():
+            time.sleep(0.05)
         return "late"
     return _fit(1, _own)[0]
 
@@ -428,7 +429,7 @@ def test_a_restarted_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path):
     expected = on_ranks(2, _undisturbed, whole)
     status, told, left = _torchrun(killed, TRAINS, "--max-restarts=2")
     assert (status, left) == (0, 0), told
-    assert "RankError: rank 1 (process" in told
+    assert "exitcode: -9" in told  # rank 0 may be ended by torchrun before it has said more
     assert [(killed / "weights").read_text()] * 2 == expected
 
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
+
+from ranks import on_ranks
+from treadle.data import DataLoaders
+from treadle.learner import Learner
+from treadle.loop.events import Callback
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "scale.md").read_text()
@@ -43,8 +51,6 @@ def test_so_are_the_numbers_in_its_sentences(scale):
 
 
 def test_files_and_tests_that_the_page_names_are_there(scale):
-    import re
-
     for target in re.findall(r"\]\((\.\./[^)#]+|[\w-]+\.md)\)", PAGE):
         assert (ROOT / "docs" / target).exists(), target
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_distributed_*.py"))
@@ -119,3 +125,39 @@ def test_a_piece_of_a_tensor_takes_so_many_bytes_in_the_layout(work):
         {"model": {"layers.0.attention.wq.weight": Laid(torch.float32, (rows, width), pieces)}}
     )
     assert len(to_bytes(layout)) / n == pytest.approx(work.PIECE, rel=0.1)
+
+
+def _exchanges(n_batches: int, hears: bool) -> tuple[int, int]:
+    """How often hosts and GPUs exchange something in an epoch of so many batches, and in a
+    validation of as many."""
+    calls = 0
+
+    def counted(work):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            return work(*args, **kwargs)
+
+        return call
+
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(4 * n_batches, 3), torch.randn(4 * n_batches))
+    dls = DataLoaders.from_dsets(data, data, global_bs=4, num_workers=0, device="cpu")
+    cbs = [Callback(after_pred=lambda cb: None)] if hears else []
+    learn = Learner(dls, nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), nn.MSELoss(), cbs=cbs)
+    with learn.no_logging(), pytest.MonkeyPatch.context() as patch:
+        for name in "all_reduce broadcast all_gather all_gather_object barrier".split():
+            patch.setattr(dist, name, counted(getattr(dist, name)))
+        learn.fit(1)
+        trained, calls = calls, 0
+        learn.validate()
+    return trained, calls
+
+
+@pytest.mark.parametrize(("hears", "training", "validation"), [(False, 1, 0), (True, 2, 1)])
+def test_a_batch_takes_one_exchange_and_one_more_for_each_event_that_a_user_hears(
+    hears, training, validation
+):
+    (few, valid_few), (many, valid_many) = (on_ranks(2, _exchanges, n, hears)[0] for n in (10, 30))
+    in_a_fit = many - few - (valid_many - valid_few)  # which validates as well
+    assert in_a_fit == 20 * training and valid_many - valid_few == 20 * validation

@@ -14,6 +14,8 @@ CELLS = [
     "from treadle.plots import plot_loss, show\n"
     "show(plot_loss([1 / (i + 1) for i in range(22)], [11, 22], [3.0, 1.8]))",
     "learn.lr_find(num_it=30)",
+    "class Mine(Callback):\n    def before_epoch(self):\n        self.seen = True\n"
+    "with learn.distributed(2):\n    learn.fit(2, cbs=Mine)",
     "figure = learn.recorder.plot_sched()\nfigure.axes[0].set_title('changed')\nfigure",
 ]
 
@@ -24,13 +26,14 @@ def test_a_notebook_shows_each_thing_once(request):
     cells = [code.replace("TESTS", repr(str(request.path.parent))) for code in CELLS]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
     nbclient.NotebookClient(book, timeout=120).execute()
-    _, fit, loss, find, sched = (cell.outputs for cell in book.cells)
+    _, fit, loss, find, several, sched = (cell.outputs for cell in book.cells)
 
-    assert [out.output_type for out in fit] == ["display_data"]
-    table = fit[0].data["text/html"]
-    assert table.count("<tr>") == 3
-    assert "<th>valid_loss</th>" in table
-    assert "<progress" not in table  # the bar is gone when the fit is over
+    for outputs in (fit, several):
+        assert [out.output_type for out in outputs] == ["display_data"]
+        table = outputs[0].data["text/html"]
+        assert table.count("<tr>") == 3
+        assert "<th>valid_loss</th>" in table
+        assert "<progress" not in table  # the bar is gone when the fit is over
 
     assert kinds(loss) == ["image/png"]
     assert kinds(find) == ["image/png", "text/plain"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ranks import free_port, on_ranks, outcomes
+from ranks import on_ranks, outcomes
 from treadle.errors import DataError, RankError, UsageError
 from treadle.world import World, world
 
@@ -155,26 +155,20 @@ def test_a_run_that_is_started_again_at_the_same_store():
         assert [told for told, _ in _met(2, **env)] == ["met 2", "met 2"]
 
 
-def _start_another():
-    world()
-    code = "from treadle.world import world; print(world())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    return told.stdout.strip()
+def _start_helper():
+    os.environ["TREADLE_JOINED"] = "test 1"  # as a process of this run has it that is rank 0
+    return world()
 
 
 def test_a_process_that_one_of_the_run_starts_is_none_of_the_run():
-    [told] = on_ranks(1, _start_another)
-    assert told == repr(World())
+    assert on_ranks(1, _start_helper) == [World()]
+
+
+def _interrupt():
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    world()
 
 
 def test_ctrl_c_ends_the_wait_for_the_others():
-    code = "from treadle.world import world; print('waits', flush=True); world()"
-    env = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "x"}
-    env = {**os.environ, **env, "MASTER_PORT": str(free_port())}
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=pipe, stderr=pipe) as child:
-        assert child.stdout is not None and child.stdout.readline() == b"waits\n"
-        time.sleep(0.5)
-        child.send_signal(2)
-        _, told = child.communicate(timeout=10)
-    assert b"KeyboardInterrupt" in told
+    [(ended, told)] = outcomes(1, _interrupt, WORLD_SIZE="2")
+    assert ended == "raised" and "KeyboardInterrupt" in told

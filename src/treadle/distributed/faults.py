@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from itertools import count
 
-import torch.distributed as dist
-
 from treadle.distributed.heartbeat import Board, Watch
 from treadle.errors import RankError, TreadleError, printable
 from treadle.interrupts import scoped
@@ -69,9 +67,8 @@ def _told(watch: Watch, error: BaseException) -> RankError | None:
 
 
 def _board(world: World) -> Board:
-    """A place of this fit's own. The connection to the store is the thread's, too."""
-    store = dist.distributed_c10d._get_default_store().clone()
-    return Board(store, f"treadle/{world.processes[0].pid}/{next(_numbers)}", world)
+    """A place of this fit's own."""
+    return Board(world.store, f"treadle/{world.processes[0].pid}/{next(_numbers)}", world)
 
 
 def _keeps_store(world: World) -> bool:

@@ -232,7 +232,10 @@ class Watch:
         while self.keeps_board and time.monotonic() < until:
             beats, processes = self.board.beats(), self.world.processes
             if all(
-                rank in self._silent or (beat and beat.state in ("left", "done")) or process.fate()
+                rank in self._silent
+                or beat is None
+                or beat.state in ("left", "done")
+                or process.fate()
                 for rank, (beat, process) in enumerate(zip(beats, processes, strict=True))
             ):
                 return

@@ -123,9 +123,8 @@ def processes_for(n: int, parallel: str | Parallel | None) -> Processes | None:
 
 
 _CUDA = (
-    "CUDA is in use in this process, and a process that uses it cannot be forked; start the "
-    "program with torchrun, or restart the notebook and call distributed before anything is put "
-    "on the GPU."
+    "distributed() forks this process, which cannot be done once it has used CUDA; start the "
+    "program with torchrun, or train on the CPU from a notebook that is started anew."
 )
 
 
@@ -193,6 +192,7 @@ class _Launch:
                 os.close(self.reader)
                 self.shown.close()
                 self.shows.close()
+                gc.collect()  # the store where they met ends here; in a later fork that would hang
         if self.error is not None:
             self._raise_cause(request)
 
@@ -222,7 +222,7 @@ class _Launch:
             with _quiet():
                 elastic_launch(config, _run_as_rank)(self)
         except BaseException as error:
-            self.error = error
+            self.error = error.with_traceback(None)
 
     def _raise_cause(self, request: EndRequest) -> None:
         told = [json.loads(file.read_text()) for file in self.folder.glob("error-*.json")]
@@ -236,7 +236,7 @@ class _Launch:
 
 def _run_as_rank(launch: _Launch) -> None:
     """In a child: all that it does."""
-    gc.freeze()  # the remains of an earlier launch wait, when destroyed, for threads not in here
+    gc.freeze()  # to destroy what the parent has left might wait for threads that only it has
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(launch.writer)
@@ -282,6 +282,8 @@ def _quiet() -> Iterator[None]:
             logger.disabled = True
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            # where stderr is a notebook's or a test's, and no file
+            warnings.filterwarnings("ignore", "Unable to enable fault handler", UserWarning)
             yield
     finally:
         for logger, disabled in before:

@@ -70,6 +70,7 @@ class World:
     local_rank: int = 0
     hosts: Any = None  # the group for what the processes tell one another without their GPUs
     processes: tuple[Process, ...] = field(default=(), repr=False)
+    store: Any = field(default=None, repr=False)  # for the thread that looks out for the others
 
     @property
     def is_main(self) -> bool:
@@ -244,7 +245,11 @@ def _seen() -> World:
     on_cpu = dist.get_backend() == "gloo"
     hosts = dist.group.WORLD if on_cpu else dist.new_group(backend="gloo", timeout=timeout())
     seen = World(dist.get_rank(), dist.get_world_size(), local_rank(), hosts)
-    return replace(seen, processes=tuple(seen.all(Process.this())))
+    if seen.size == 1:
+        return seen
+    seen = replace(seen, processes=tuple(seen.all(Process.this())))
+    with seen._together():
+        return replace(seen, store=dist.distributed_c10d._get_default_store().clone())
 
 
 def _draw_alike(world: World) -> None:

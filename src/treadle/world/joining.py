@@ -44,7 +44,8 @@ def join(timeout: timedelta) -> None:
             f"torchrun itself; see what these say. ({_first_line(error)})"
         ) from error
     # Where there are fewer GPUs than processes, these train on the CPU.
-    on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = 0 if torch.cuda._is_in_bad_fork() else torch.cuda.device_count()  # of a notebook's
+    on_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
