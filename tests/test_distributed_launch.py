@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -252,7 +253,9 @@ def _trains_for_long(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_they_do_not_outlive_their_parent(number, tmp_path):
+def test_they_do_not_outlive_their_parent(number, tmp_path, tmp_path_factory, monkeypatch):
+    left = tmp_path_factory.mktemp("left")
+    monkeypatch.setattr(tempfile, "tempdir", str(left))
     parent = mp.get_context("fork").Process(target=_trains_for_long, args=(tmp_path,))
     parent.start()
     while len(list(tmp_path.iterdir())) < 2:
@@ -260,6 +263,7 @@ def test_they_do_not_outlive_their_parent(number, tmp_path):
     os.kill(parent.pid, number)
     parent.join(15)
     assert parent.exitcode == -number
+    assert number == signal.SIGKILL or not list(left.iterdir())
     until = time.monotonic() + 10
     while any(_is_there(file.name) for file in tmp_path.iterdir()):
         assert time.monotonic() < until

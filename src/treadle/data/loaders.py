@@ -21,7 +21,7 @@ from treadle.data.sharing import has_part, own_places
 from treadle.data.workers import Stalled, closed_at_exit, default_workers, in_order
 from treadle.errors import DataError, UsageError
 from treadle.interrupts import undivided
-from treadle.world import world
+from treadle.world import local_rank, world
 
 __all__ = ["Batch", "DataLoader", "default_device"]
 
@@ -34,7 +34,9 @@ _AHEAD = 1 << 13
 def default_device() -> torch.device:
     """The GPU if there is one (CUDA, else Apple's), else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+        # to ask for the current one would take the GPU into use, and such a process cannot be forked
+        started = torch.cuda.is_initialized()
+        return torch.device("cuda", torch.cuda.current_device() if started else local_rank())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

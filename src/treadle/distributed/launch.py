@@ -15,6 +15,7 @@ import json
 import logging
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import sys
 import time
@@ -230,6 +231,7 @@ class _Launch:
         if told:
             raise _as_raised(told[0]) from None
         if request.number is not None:
+            shutil.rmtree(self.folder)
             os.kill(os.getpid(), request.number)
         raise RankError(_how_they_died(self.error)) from self.error
 

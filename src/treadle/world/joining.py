@@ -43,8 +43,9 @@ def join(timeout: timedelta) -> None:
             f"what the processes were to meet at, {meeting.place}, is gone, and with it rank 0 or "
             f"torchrun itself; see what these say. ({_first_line(error)})"
         ) from error
-    # Where there are fewer GPUs than processes, these train on the CPU.
-    gpus = 0 if torch.cuda._is_in_bad_fork() else torch.cuda.device_count()  # of a notebook's
+    # Where there are fewer GPUs than processes, these train on the CPU. One that was forked after
+    # its parent had looked at the GPUs cannot use them.
+    gpus = 0 if torch.cuda._is_in_bad_fork() else torch.cuda.device_count()
     on_gpu = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
