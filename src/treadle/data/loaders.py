@@ -34,7 +34,7 @@ _AHEAD = 1 << 13
 def default_device() -> torch.device:
     """The GPU if there is one (CUDA, else Apple's), else the CPU."""
     if torch.cuda.is_available():
-        # to ask for the current one would take the GPU into use, and such a process cannot be forked
+        # asking for the current one takes the GPU into use, and that process cannot be forked
         started = torch.cuda.is_initialized()
         return torch.device("cuda", torch.cuda.current_device() if started else local_rank())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

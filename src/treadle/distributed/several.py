@@ -36,6 +36,7 @@ class Several(Parallel):
         self.sync_bn = sync_bn
         self.world = world()
         self._buffers: list[Tensor] = []
+        self._sent: Any = None  # the loss on its way
 
     def settle(self, loop: TrainingLoop) -> None:
         if hasattr(loop.dls, "check_alike"):
@@ -70,7 +71,9 @@ class Several(Parallel):
             return loss
         mine, whole = self._share(loop)
         total = loss.detach() * (mine / whole) if mine else torch.zeros_like(loss)
-        dist.all_reduce(total)
+        self._sent = dist.all_reduce(total, async_op=True)
+        if loop.window is not None or loop.is_heard("after_loss", "before_backward"):
+            self._sent.wait()  # else it arrives while the gradients are computed
         return _Joint.apply(loss, total)
 
     def samples(self, loop: TrainingLoop) -> int:
@@ -80,6 +83,7 @@ class Several(Parallel):
         mine, whole = self._share(loop)
         weight = mine * self.world.size / whole  # torch takes the mean over the processes
         super().backward(loop, loss if weight == 1 else loss * weight)
+        self._sent.wait()
         self._send_buffers()
 
     def _share(self, loop: TrainingLoop) -> tuple[int, int]:

@@ -45,6 +45,10 @@ class Listeners:
                     _tell_where(error, cb, name)
                     raise
 
+    def is_heard(self, *names: str) -> bool:
+        """Whether anybody hears one of these events."""
+        return any(self._listeners[name] for name in names)
+
     @scoped
     def silence(self) -> Iterator[None]:
         """With nobody to hear an event. What one process hears and cancels, this one does too."""

@@ -45,8 +45,8 @@ class TrainingLoop(Listeners):
     assigned, differentiated), `loss_grad` (what is differentiated), `n_epoch`, `n_iter`, `epoch`,
     `iter`, `training`; `updates` (optimizer steps applied in this fit, without those that turned
     out to be skipped), `planned_updates`, `first_epoch` and `first_iter` (where a fit that was
-    interrupted goes on), `precision`, `parallel`, `window` (None: a step for each batch) and `scope` (a
-    `contextlib.ExitStack` that unwinds when the fit ends, however it ends).
+    interrupted goes on), `precision`, `parallel`, `window` (None: a step for each batch) and
+    `scope` (a `contextlib.ExitStack` that unwinds when the fit ends, however it ends).
 
     Of a batch that is cancelled nothing is left: no prediction, no loss, no gradient.
     """

@@ -142,7 +142,9 @@ class SumMetric(Metric):
 
     def share(self, readers: World) -> None:
         if readers.size > 1:
-            seen = [totals for totals in readers.all(tuple(map(_off_device, self.totals))) if totals]
+            seen = [
+                totals for totals in readers.all(tuple(map(_off_device, self.totals))) if totals
+            ]
             self.totals = functools.reduce(self.plus, seen) if seen else ()
 
     def _add(self, sums: Sums) -> None:
