@@ -85,7 +85,7 @@ def small_net() -> nn.Module:
 
 
 WORK = {
-    "conv net": Work(conv_net, (3, 32, 32), 64, 32),
+    "conv net": Work(conv_net, (3, 32, 32), 256, 8),
     "small net": Work(small_net, (256,), 512, 400),
 }
 
