@@ -25,7 +25,10 @@ METADATA = {
 def store(path: Path) -> None:
     """Run the notebook at `path` from its first cell on, and write it with what came out."""
     book = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(book, timeout=600, kernel_name="python3", record_timing=False).execute()
+    client = nbclient.NotebookClient(
+        book, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True
+    )
+    client.execute()
     book.metadata = METADATA
     for cell in book.cells:
         cell.metadata = {}
