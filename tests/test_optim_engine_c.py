@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from treadle.native import build
@@ -78,3 +80,26 @@ def test_reductions_pass_nan_on_and_are_right(name, dtype):
         poisoned = grad.clone()
         poisoned[at] = math.nan
         assert stepped("c", step, [poisoned], lr=1.0).isnan().all()
+
+
+@given(
+    divisor=st.floats(width=32, allow_nan=False) | st.floats(2**-10, 2**10),
+    seed=st.integers(0, 2**32),
+)
+def test_a_division_by_a_number_rounds_as_torch_does(divisor, seed):
+    """It is a product with the inverse, in double; over all that a float can be."""
+    draw = torch.Generator().manual_seed(seed)
+    bits = torch.randint(-(2**31), 2**31, (20_000,), generator=draw, dtype=torch.int64)
+    numbers = bits.to(torch.int32).view(torch.float32)
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-45, 3.4e38])
+    grad = torch.cat([special, numbers])
+
+    def over(p, lr):
+        p.data.copy_(p.grad.data / lr)
+
+    found, expected = stepped("c", over, [grad], lr=divisor), grad / divisor
+    exact = torch.where(
+        expected.isnan(), found.isnan(), found.view(torch.int32) == expected.view(torch.int32)
+    )
+    tiny = (expected.abs() < 2**-126) & ((found - expected).abs() <= 2**-149)
+    assert (exact | tiny).all()

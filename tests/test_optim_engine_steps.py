@@ -352,9 +352,13 @@ def test_state_that_a_user_writes_is_used():
     opt.state[p]["grad_avg"].data = torch.tensor([0.0])
     opt.step()
     assert p.item() == -5.0
+    mine = opt.state[p] = dict(opt.state[p])
+    opt.step()
+    assert p.item() == -6.5
+    assert mine["grad_avg"].item() == 1.5
     opt.clear_state()
     opt.step()
-    assert p.item() == -6.0
+    assert p.item() == -7.5
 
 
 def test_steps_that_a_user_writes_are_used():

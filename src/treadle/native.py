@@ -39,7 +39,8 @@ class Kernel:
         # Releasing the GIL pays for long work. In short work it would only be an invitation to
         # other threads to keep it for longer than the work takes.
         self.long = self._function(ctypes.CDLL(str(path)))
-        self.short = self._function(ctypes.PyDLL(str(path)))
+        self.with_gil = ctypes.PyDLL(str(path))
+        self.short = self._function(self.with_gil)
 
     @staticmethod
     def _function(library: ctypes.CDLL) -> Callable[[int], None]:

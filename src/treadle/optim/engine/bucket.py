@@ -77,6 +77,7 @@ class Bucket:
         self.scale, self.norms = new(()) if scale is None else scale, new(len(params))
         self._contiguous = all(map(_contiguous, self.parts))
         self._strides = [strides(p) for p in self.parts]
+        self._single = [p for p, part in zip(params, self.parts, strict=True) if part.numel() == 1]
         self._addresses = [list(map(Tensor.data_ptr, stream)) for stream in self.streams[:-1]]
         at = self.norms.data_ptr()
         self._addresses.append(list(range(at, at + 8 * len(params), 8)))
@@ -106,7 +107,10 @@ class Bucket:
 
     def fresh(self) -> bool:
         """Whether all is as it was but for values, and for gradients of the same layout."""
-        return (self._look is not None and self._look()) or self._seen_fresh()
+        seen = (self._look is not None and self._look()) or self._seen_fresh()
+        # The imaginary part of a conjugate is kept with the other sign. Strides tell such a
+        # gradient from others, but for one entry there are none.
+        return seen and not any(self._grad(p).is_neg() for p in self._single)
 
     def _seen_fresh(self) -> bool:
         """`fresh`, asked in Python."""
@@ -134,7 +138,7 @@ class Bucket:
         return True
 
     def _fit(self, grads: Sequence[Tensor]) -> bool:
-        if grads[0].dtype != self.kind.dtype or type(grads[0]) is not Tensor:
+        if {g.dtype for g in grads} != {self.kind.dtype} or {*map(type, grads)} != {Tensor}:
             return False
         if self._contiguous:
             return all(map(_contiguous, grads))

@@ -222,11 +222,15 @@ class Engine:
                 order = dict.fromkeys([*made.returned, *new])
                 bucket = bucket.extended(new, made.numbers, list(order))
             launch = bucket.launches[form] = self._launch(bucket, program)
-        launch([*made.scalars, *guard.seeds(bucket.kind.dtype, bucket.place)])
+        before = {name: bucket.stats[0][name] for name in bucket.numbers}
         if guard.masks:
-            before = {name: bucket.stats[0][name] for name in bucket.numbers}
             self._undo += [(stats, before) for stats in bucket.stats]
-        bucket.keep(made.numbers)
+        bucket.keep(made.numbers)  # before the kernel has put all else out of the caches
+        try:
+            launch([*made.scalars, *guard.seeds(bucket.kind.dtype, bucket.place)])
+        except BaseException:
+            bucket.keep(before)
+            raise
         return bucket
 
     def _makes(self, bucket: Bucket, made: Recording) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
-from operator import is_
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from treadle.optim.engine.bucket import Bucket, Stats, strides
 from treadle.optim.engine.record import PLAIN
 from treadle.optim.engine.spread import Spread, spread_as
 from treadle.optim.engine.tape import FLOATS, Kind, Type
+from treadle.optim.engine.walk import same_objects
 from treadle.optim.groups import Group, Hypers
 from treadle.shards import alike, is_sharded, local
 
@@ -90,16 +90,18 @@ class Plan:
         """Whether nothing has changed since that this plan was made from."""
         if len(groups) != len(self._groups) or state is not self._state:
             return False
-        if not _same(chains, self._chains):
+        if not same_objects(chains, self._chains):
             return False
         for group, (known, params, keys) in zip(groups, self._groups, strict=True):
-            if group is not known or list(group) != keys or not _same(group["params"], params):
+            if (
+                group is not known
+                or list(group) != keys
+                or not same_objects(group["params"], params)
+            ):
                 return False
-        if not _same(list(state.values()), self._stats):
+        if not same_objects(list(state.values()), self._stats):
             return False
-        if not _same(list(flags), self._flagged) or (
-            flags and list(flags.values()) != list(self._flags.values())
-        ):
+        if (flags or self._flagged) and not self._has_flags(flags):
             return False
         for p in self._idle:
             if p.grad is not None and (p.requires_grad or not isinstance(p, torch.nn.Parameter)):
@@ -110,14 +112,15 @@ class Plan:
             return False
         return all(bucket.fresh() for bucket in self.buckets)
 
+    def _has_flags(self, flags: Flags) -> bool:
+        return same_objects(list(flags), self._flagged) and (
+            list(flags.values()) == list(self._flags.values())
+        )
+
 
 def has_tensors(hypers: Hypers) -> bool:
     """Whether a hyper-parameter is a tensor, whose value the recorder does not read."""
     return any(isinstance(value, Tensor) for value in hypers.values())
-
-
-def _same(now: Sequence[Any], then: Sequence[Any]) -> bool:
-    return len(now) == len(then) and all(map(is_, now, then))
 
 
 class _ByKey:

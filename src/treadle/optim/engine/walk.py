@@ -2,9 +2,9 @@
 
 What the step relies on belongs to others: autograd replaces gradients, users replace stats, freeze
 parameters, move models. To ask Python for it costs more than a small model's step, so a compiled
-function asks: of the interpreter by its C interface, of torch by DLPack's, which gives a tensor's
-address, shape and strides without a new object (DLPackExchangeAPI,
-https://dmlc.github.io/dlpack/latest/c_api.html). Where either cannot be had, `bucket` asks itself.
+function asks: of the interpreter by its C interface, of torch by the one that it keeps stable for
+compiled models (torch/csrc/inductor/aoti_torch/c/shim.h), which tells an address without a new
+object. Where either cannot be had, `bucket` asks itself.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import ctypes
 import functools
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from operator import is_
+from types import GetSetDescriptorType
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from treadle.native import NoCompiler, build
@@ -25,145 +28,216 @@ _SOURCE = r"""
 #include <stdint.h>
 
 /* As in Python.h, which not every machine with a compiler has. */
-typedef struct Object Object;
-Object *PyObject_GetAttr(Object *, Object *);
-Object *PyObject_Type(Object *);
+typedef struct Object {
+    ptrdiff_t references;
+    struct Object *type;
+} Object;
+ptrdiff_t PyList_Size(Object *);
+Object *PyList_GetItem(Object *, ptrdiff_t);
 Object *PyDict_GetItemWithError(Object *, Object *);
 ptrdiff_t PyDict_Size(Object *);
 void PyErr_Clear(void);
 void Py_DecRef(Object *);
 
-typedef struct {
-    void *data;
-    int32_t device_type, device;
-    int32_t ndim;
-    uint8_t code, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;
-    uint64_t offset;
-} DLTensor;
+typedef Object *Get(Object *descriptor, Object *, Object *type);
+typedef int Ask(void *tensor, void *answer); /* not 0: it cannot tell */
 
 typedef struct {
     int64_t params, tensors, numbers, width;
     Object **param, **stats, **name; /* name: first of the stats that are tensors, then numbers */
     Object **trains;                 /* what `requires_grad` was */
-    Object *requires_grad, *grad, *tensor_type;
+    Object **number;                 /* those of the first parameter */
+    Object *requires_grad, *grad;    /* the descriptors of these attributes */
+    Object *tensor_type;
     uint64_t *address;               /* [parameters, gradients, stats by name][parameter] */
-    int64_t *entries;
-    int (*view)(void *, DLTensor *);
+    const int64_t *kind;             /* what the first four of `ask` answer */
+    const int64_t *form;             /* of each parameter: dimensions, sizes, strides */
+    int64_t inside;                  /* how far into an object of Python's its tensor lies */
     int64_t hints;
-    char **hint; /* [parameter][hint]: what will be looked at, to be fetched early */
+    const char **hint;               /* [parameter][hint]: see `expect` */
+    Get *get;                        /* of a descriptor */
+    Ask *ask[8];
 } Walk;
+enum { DTYPE, LAYOUT, DEVICE_TYPE, DEVICE_INDEX, DIM, SIZES, STRIDES, DATA_PTR };
+enum { HINTS_OF_TENSOR = 6 };
 
-static int same_layout(const DLTensor *a, const DLTensor *b, int64_t entries)
+static void *tensor_of(const Walk *w, Object *object)
 {
-    int64_t n = 1;
-    if (a->ndim != b->ndim || a->code != b->code || a->bits != b->bits
-        || a->device_type != b->device_type || a->device != b->device)
-        return 0;
-    for (int32_t d = 0; d < a->ndim; d++) {
-        if (a->shape[d] != b->shape[d] || (a->shape[d] > 1 && a->strides[d] != b->strides[d]))
-            return 0;
-        n *= a->shape[d];
-    }
-    return n == entries;
+    return (char *)object + w->inside;
 }
 
-/* Whether the gradient fits; if so its address goes into the table. */
-static int fresh_grad(const Walk *w, int64_t i, const DLTensor *p)
+/* What was looked at, most likely at the same places in the next step, is fetched early then, since
+   the kernel fills the caches with numbers meanwhile. It is only fetched, never read, so it does no
+   harm where torch or Python keep other parts in these words, or have let go of them. */
+static const char **expect(const char **hint, const void *it, int lines, int word, int words)
 {
-    DLTensor g;
-    Object *grad = PyObject_GetAttr(w->param[i], w->grad);
-    if (!grad)
-        return 0;
-    Object *type = PyObject_Type(grad);
-    int fits = type == w->tensor_type && w->view(grad, &g) == 0
-        && same_layout(p, &g, w->entries[i]);
-    if (fits)
-        w->address[w->params + i] = (uint64_t)g.data + g.offset;
-    Py_DecRef(type);
-    Py_DecRef(grad);
-    return fits;
+    for (int line = 0; line < lines; line++)
+        *hint++ = (const char *)it + 64 * line;
+    while (words--)
+        *hint++ = ((const char *const *)it)[word++];
+    return hint;
 }
 
-static int fresh_stats(const Walk *w, int64_t i)
+static const char **expect_tensor(const Walk *w, const char **hint, Object *object)
 {
-    DLTensor t;
-    if (PyDict_Size(w->stats[i]) != w->width)
-        return 0;
-    for (int64_t k = 0; k < w->tensors; k++) {
-        Object *stat = PyDict_GetItemWithError(w->stats[i], w->name[k]);
-        if (!stat || w->view(stat, &t) != 0
-            || (uint64_t)t.data + t.offset != w->address[(2 + k) * w->params + i])
-            return 0;
-    }
-    /* Numbers are one object for all parameters, as `Bucket.keep` leaves them. */
-    for (int64_t k = w->tensors; k < w->tensors + w->numbers; k++) {
-        Object *number = PyDict_GetItemWithError(w->stats[i], w->name[k]);
-        if (!number || number != PyDict_GetItemWithError(w->stats[0], w->name[k]))
+    *hint++ = (const char *)object;
+    /* of what it holds: the storage, and what autograd keeps */
+    return expect(hint, *(void **)tensor_of(w, object), 3, 2, 2);
+}
+
+static int is_at(const Walk *w, Object *object, uint64_t address)
+{
+    uint64_t found;
+    return w->ask[DATA_PTR](tensor_of(w, object), &found) == 0 && found == address;
+}
+
+static int same_kind(const Walk *w, void *tensor, int asked)
+{
+    for (int k = DTYPE; k <= asked; k++) {
+        int32_t found;
+        if (w->ask[k](tensor, &found) != 0 || found != w->kind[k])
             return 0;
     }
     return 1;
 }
 
-/* 1: all is as it was but for values and gradients; 0: it is not, or this cannot tell. */
-int run(const Walk *w)
+static int same_form(const Walk *w, void *tensor, const int64_t *form)
 {
-    DLTensor p;
-    for (int64_t i = 0; i < w->params; i++) {
-        /* The kernel has filled the caches with numbers: fetch what is needed six from here. */
-        const int64_t soon = i + 6 < w->params ? i + 6 : i;
+    int64_t dim;
+    const int64_t *size, *stride, *sizes = form + 1, *strides = sizes + form[0];
+    if (w->ask[DIM](tensor, &dim) != 0 || dim != form[0]
+        || w->ask[SIZES](tensor, &size) != 0 || w->ask[STRIDES](tensor, &stride) != 0)
+        return 0;
+    for (int64_t d = 0; d < dim; d++)
+        if (size[d] != sizes[d] || (size[d] > 1 && stride[d] != strides[d]))
+            return 0;
+    return 1;
+}
+
+/* Whether the gradient fits; if so its address goes into the table. */
+static int fresh_grad(const Walk *w, int64_t i, const int64_t *form, const char **hint)
+{
+    Object *grad = w->get(w->grad, w->param[i], w->tensor_type);
+    if (!grad)
+        return 0;
+    void *tensor = tensor_of(w, grad);
+    int fits = grad->type == w->tensor_type && same_kind(w, tensor, DEVICE_INDEX)
+        && same_form(w, tensor, form)
+        && w->ask[DATA_PTR](tensor, &w->address[w->params + i]) == 0;
+    if (fits)
+        expect_tensor(w, hint, grad);
+    Py_DecRef(grad);
+    return fits;
+}
+
+static int fresh_stats(const Walk *w, int64_t i, const char **hint)
+{
+    if (PyDict_Size(w->stats[i]) != w->width)
+        return 0;
+    for (int64_t k = 0; k < w->tensors; k++) {
+        Object *stat = PyDict_GetItemWithError(w->stats[i], w->name[k]);
+        if (!stat || stat->type != w->tensor_type
+            || !is_at(w, stat, w->address[(2 + k) * w->params + i]))
+            return 0;
+        hint = expect_tensor(w, hint, stat);
+    }
+    /* Numbers are one object for all parameters, as `Bucket.keep` leaves them. */
+    for (int64_t k = 0; k < w->numbers; k++) {
+        Object *number = PyDict_GetItemWithError(w->stats[i], w->name[w->tensors + k]);
+        if (i == 0)
+            w->number[k] = number;
+        if (!number || number != w->number[k])
+            return 0;
+    }
+    return 1;
+}
+
+/* Whether all is as it was but for values and gradients; not so, too, if this cannot tell. */
+_Bool run(const Walk *w)
+{
+    const int64_t *form = w->form;
+    for (int64_t i = 0; i < w->params; i++, form += 1 + 2 * form[0]) {
+        const char **hint = w->hint + i * w->hints;
+        const char **soon = i + 6 < w->params ? hint + 6 * w->hints : hint;
         for (int64_t k = 0; k < w->hints; k++)
-            __builtin_prefetch(w->hint[soon * w->hints + k]);
-        Object *trains = PyObject_GetAttr(w->param[i], w->requires_grad);
-        int same = trains == w->trains[i] && w->view(w->param[i], &p) == 0
-            && (uint64_t)p.data + p.offset == w->address[i];
+            __builtin_prefetch(soon[k]);
+        Object *trains = w->get(w->requires_grad, w->param[i], w->tensor_type);
+        int same = trains == w->trains[i] && is_at(w, w->param[i], w->address[i])
+            && same_kind(w, tensor_of(w, w->param[i]), DTYPE);
         if (trains)
             Py_DecRef(trains);
-        if (!same || !fresh_grad(w, i, &p) || !fresh_stats(w, i)) {
+        hint = expect(expect_tensor(w, hint, w->param[i]), w->stats[i], 1, 4, 1);
+        if (!same || !fresh_grad(w, i, form, hint) || !fresh_stats(w, i, hint + HINTS_OF_TENSOR)) {
             PyErr_Clear();
             return 0;
         }
     }
     return 1;
 }
+
+_Bool same_objects(Object *now, Object *then)
+{
+    const ptrdiff_t n = PyList_Size(then);
+    if (PyList_Size(now) != n)
+        return 0;
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (PyList_GetItem(now, i) != PyList_GetItem(then, i))
+            return 0;
+    return 1;
+}
 """
 
+_QUESTIONS = (
+    "dtype",
+    "layout",
+    "device_type",
+    "device_index",
+    "dim",
+    "sizes",
+    "strides",
+    "data_ptr",
+)
+_KIND = 4  # of them have the same answer for all parameters of a bucket
+_HINTS = 2, 6  # of a dictionary, of a tensor
+_INSIDE = object.__basicsize__  # of a tensor, as in torch/csrc/autograd/python_variable.h
+_GET = 54  # Py_tp_descr_get, the slot of a type
 
-class _Exchange(ctypes.Structure):
-    """DLPackExchangeAPI."""
 
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("previous", ctypes.c_void_p),
-        ("allocate", ctypes.c_void_p),
-        ("from_object", ctypes.c_void_p),
-        ("to_object", ctypes.c_void_p),
-        ("view", ctypes.c_void_p),
-    )
+class _Compiled(NamedTuple):
+    run: Callable[[int], bool]
+    same_objects: Callable[[list[Any], list[Any]], bool]
+    get: int
+    ask: list[Any]
 
 
 @functools.cache
-def _compiled() -> tuple[Callable[[int], int], int] | None:
-    """The function, and torch's that it calls; None if either is not to be had."""
-    capsule = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.10 has none
-    if capsule is None or sysconfig.get_config_var("Py_GIL_DISABLED"):
+def _compiled() -> _Compiled | None:
+    """The functions of C, and those of Python and of torch that they ask; None without them."""
+    lies_there = all(
+        ctypes.c_size_t.from_address(id(t) + _INSIDE).value == t._cdata
+        for t in (torch.empty(1), torch.nn.Parameter(torch.empty(1)))
+    )
+    if not lies_there or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return None
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
     try:
-        exchange = _Exchange.from_address(pointer(capsule, b"dlpack_exchange_api"))
-        run: Any = build(_SOURCE).short
-    except (ValueError, NoCompiler):
+        theirs = ctypes.PyDLL(torch._C.__file__)  # finds what is in the libraries under it, too
+        ask = [getattr(theirs, f"aoti_torch_get_{name}") for name in _QUESTIONS]
+        ours = build(_SOURCE).with_gil
+    except (AttributeError, OSError, NoCompiler):
         return None
-    if exchange.major != 1 or not exchange.view:
-        return None
-    run.restype = ctypes.c_int
-    return run, exchange.view
+    ours.run.argtypes, ours.run.restype = [ctypes.c_void_p], ctypes.c_bool
+    ours.same_objects.argtypes, ours.same_objects.restype = 2 * [ctypes.py_object], ctypes.c_bool
+    slot = ctypes.pythonapi.PyType_GetSlot
+    slot.argtypes, slot.restype = [ctypes.py_object, ctypes.c_int], ctypes.c_void_p
+    return _Compiled(ours.run, ours.same_objects, slot(GetSetDescriptorType, _GET), ask)
 
 
-_REQUIRES_GRAD, _GRAD = "requires_grad", "grad"
+def same_objects(now: Sequence[Any], then: list[Any]) -> bool:
+    """Whether two lists have the very same objects."""
+    found = _compiled()
+    if found is None or type(now) is not list:
+        return len(now) == len(then) and all(map(is_, now, then))
+    return found.same_objects(now, then)
 
 
 def walk(
@@ -181,40 +255,37 @@ def walk(
     found = _compiled()
     if found is None:
         return None
-    run, view = found
+    run, ask = found.run, found.ask
     names = [*tensors, *numbers]
     trains = [p.requires_grad for p in params]
-    objects = [_ids(params), _ids(stats), _ids(names), _ids(trains)]
-    entries = np.array([p.numel() for p in params], np.int64)
-    hints = np.array(
-        [
-            [id(s), *(place for t in (p, *(s[n] for n in tensors)) for place in _hints(t))]
-            for p, s in zip(params, stats, strict=True)
-        ],
-        np.int64,
-    )
+    objects = [_ids(params), _ids(stats), _ids(names), _ids(trains), _ids(numbers)]
+    kind = np.array([_asked(question, params[0]) for question in ask[:_KIND]], np.int64)
+    form = np.array([n for p in params for n in (p.dim(), *p.shape, *p.stride())], np.int64)
+    hints = np.zeros((len(params), _HINTS[0] + _HINTS[1] * (2 + len(tensors))), np.int64)
     work = np.array(
         [
             *(len(params), len(tensors), len(numbers), len(stats[0])),
             *(each.ctypes.data for each in objects),
-            *(id(_REQUIRES_GRAD), id(_GRAD), id(Tensor), table, entries.ctypes.data, view),
-            *(hints.shape[1], hints.ctypes.data),
+            *(id(Tensor.requires_grad), id(Tensor.grad), id(Tensor), table),
+            *(kind.ctypes.data, form.ctypes.data, _INSIDE, hints.shape[1], hints.ctypes.data),
+            *(found.get, *(ctypes.cast(question, ctypes.c_void_p).value for question in ask)),
         ],
         np.int64,
     )
     address = int(work.ctypes.data)
-    owned = params, stats, names, objects, entries, hints, work  # what the function points into
+    # What the function points into.
+    owned = params, stats, names, objects, kind, form, hints, work
 
     def look(owned: Any = owned) -> bool:
-        return run(address) == 1
+        return run(address)
 
     return look
 
 
-def _hints(t: Tensor) -> list[int]:
-    """Where the parts of a tensor lie that tell its address: only to be fetched, never read."""
-    inner = getattr(t, "_cdata", id(t))
-    return [id(t), inner, inner + 64, inner + 128]
+def _asked(question: Any, t: Tensor) -> int:
+    answer = ctypes.c_int32()
+    question(ctypes.c_void_p(id(t) + _INSIDE), ctypes.byref(answer))
+    return answer.value
 
 
 def _ids(objects: Iterable[object]) -> np.ndarray[Any, Any]:
