@@ -20,7 +20,7 @@ from treadle.optim.engine.ops import REDUCTIONS
 from treadle.optim.engine.program import Program
 from treadle.optim.engine.record import PLAIN
 from treadle.optim.engine.tape import Kind, Type
-from treadle.optim.engine.walk import walk
+from treadle.optim.engine.walk import set_in_all, walk
 from treadle.optim.groups import Group, Hypers
 
 Stats = dict[str, Any]
@@ -152,8 +152,7 @@ class Bucket:
     def keep(self, numbers: Mapping[str, Any]) -> None:
         """Keep the stats that are numbers."""
         for name, value in numbers.items():
-            for s in self.stats:
-                s[name] = value
+            set_in_all(self.stats, name, value)
 
     def extended(
         self, new: Mapping[str, Type], numbers: Mapping[str, Any], order: Sequence[str]

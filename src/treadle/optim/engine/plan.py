@@ -13,7 +13,7 @@ from treadle.optim.engine.bucket import Bucket, Stats, strides
 from treadle.optim.engine.record import PLAIN
 from treadle.optim.engine.spread import Spread, spread_as
 from treadle.optim.engine.tape import FLOATS, Kind, Type
-from treadle.optim.engine.walk import same_objects
+from treadle.optim.engine.walk import same_objects, same_values
 from treadle.optim.groups import Group, Hypers
 from treadle.shards import alike, is_sharded, local
 
@@ -99,7 +99,7 @@ class Plan:
                 or not same_objects(group["params"], params)
             ):
                 return False
-        if not same_objects(list(state.values()), self._stats):
+        if not same_values(state, self._stats):
             return False
         if (flags or self._flagged) and not self._has_flags(flags):
             return False

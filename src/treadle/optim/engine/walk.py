@@ -36,18 +36,20 @@ ptrdiff_t PyList_Size(Object *);
 Object *PyList_GetItem(Object *, ptrdiff_t);
 Object *PyDict_GetItemWithError(Object *, Object *);
 ptrdiff_t PyDict_Size(Object *);
+int PyDict_Next(Object *, ptrdiff_t *, Object **, Object **);
+int PyObject_SetItem(Object *, Object *, Object *);
 void PyErr_Clear(void);
 void Py_DecRef(Object *);
 
 typedef Object *Get(Object *descriptor, Object *, Object *type);
+typedef _Bool Trains(void *held);
 typedef int Ask(void *tensor, void *answer); /* not 0: it cannot tell */
 
 typedef struct {
     int64_t params, tensors, numbers, width;
     Object **param, **stats, **name; /* name: first of the stats that are tensors, then numbers */
-    Object **trains;                 /* what `requires_grad` was */
     Object **number;                 /* those of the first parameter */
-    Object *requires_grad, *grad;    /* the descriptors of these attributes */
+    Object *grad;                    /* the descriptor of this attribute */
     Object *tensor_type;
     uint64_t *address;               /* [parameters, gradients, stats by name][parameter] */
     const int64_t *kind;             /* what the first four of `ask` answer */
@@ -56,6 +58,8 @@ typedef struct {
     int64_t hints;
     const char **hint;               /* [parameter][hint]: see `expect` */
     Get *get;                        /* of a descriptor */
+    const uint8_t *trains;           /* what `requires_grad` was */
+    Trains *requires_grad;
     Ask *ask[8];
 } Walk;
 enum { DTYPE, LAYOUT, DEVICE_TYPE, DEVICE_INDEX, DIM, SIZES, STRIDES, DATA_PTR };
@@ -161,11 +165,9 @@ _Bool run(const Walk *w)
         const char **soon = i + 6 < w->params ? hint + 6 * w->hints : hint;
         for (int64_t k = 0; k < w->hints; k++)
             __builtin_prefetch(soon[k]);
-        Object *trains = w->get(w->requires_grad, w->param[i], w->tensor_type);
-        int same = trains == w->trains[i] && is_at(w, w->param[i], w->address[i])
-            && same_kind(w, tensor_of(w, w->param[i]), DTYPE);
-        if (trains)
-            Py_DecRef(trains);
+        void *tensor = tensor_of(w, w->param[i]);
+        int same = w->requires_grad(*(void **)tensor) == w->trains[i]
+            && is_at(w, w->param[i], w->address[i]) && same_kind(w, tensor, DTYPE);
         hint = expect(expect_tensor(w, hint, w->param[i]), w->stats[i], 1, 4, 1);
         if (!same || !fresh_grad(w, i, form, hint) || !fresh_stats(w, i, hint + HINTS_OF_TENSOR)) {
             PyErr_Clear();
@@ -185,6 +187,25 @@ _Bool same_objects(Object *now, Object *then)
             return 0;
     return 1;
 }
+
+_Bool same_values(Object *now, Object *then)
+{
+    Object *key, *value;
+    ptrdiff_t place = 0, i = 0;
+    if (PyDict_Size(now) != PyList_Size(then))
+        return 0;
+    while (PyDict_Next(now, &place, &key, &value))
+        if (PyList_GetItem(then, i++) != value)
+            return 0;
+    return 1;
+}
+
+void set_in_all(Object *dicts, Object *key, Object *value)
+{
+    for (ptrdiff_t i = 0; i < PyList_Size(dicts); i++)
+        if (PyObject_SetItem(PyList_GetItem(dicts, i), key, value) != 0)
+            return;
+}
 """
 
 _QUESTIONS = (
@@ -203,33 +224,45 @@ _INSIDE = object.__basicsize__  # of a tensor, as in torch/csrc/autograd/python_
 _GET = 54  # Py_tp_descr_get, the slot of a type
 
 
+_REQUIRES_GRAD = "_ZNK3c1010TensorImpl13requires_gradEv"  # c10::TensorImpl::requires_grad() const
+
+
 class _Compiled(NamedTuple):
-    run: Callable[[int], bool]
-    same_objects: Callable[[list[Any], list[Any]], bool]
+    ours: ctypes.PyDLL
     get: int
+    requires_grad: Any
     ask: list[Any]
 
 
 @functools.cache
 def _compiled() -> _Compiled | None:
     """The functions of C, and those of Python and of torch that they ask; None without them."""
-    lies_there = all(
-        ctypes.c_size_t.from_address(id(t) + _INSIDE).value == t._cdata
-        for t in (torch.empty(1), torch.nn.Parameter(torch.empty(1)))
-    )
-    if not lies_there or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    known = torch.empty(1), torch.nn.Parameter(torch.empty(1))
+    if sysconfig.get_config_var("Py_GIL_DISABLED") or any(_held(t) != t._cdata for t in known):
         return None
     try:
         theirs = ctypes.PyDLL(torch._C.__file__)  # finds what is in the libraries under it, too
         ask = [getattr(theirs, f"aoti_torch_get_{name}") for name in _QUESTIONS]
+        requires_grad = getattr(theirs, _REQUIRES_GRAD)
         ours = build(_SOURCE).with_gil
     except (AttributeError, OSError, NoCompiler):
         return None
+    requires_grad.argtypes, requires_grad.restype = [ctypes.c_void_p], ctypes.c_bool
+    if any(requires_grad(_held(t)) != t.requires_grad for t in known):
+        return None
     ours.run.argtypes, ours.run.restype = [ctypes.c_void_p], ctypes.c_bool
-    ours.same_objects.argtypes, ours.same_objects.restype = 2 * [ctypes.py_object], ctypes.c_bool
+    two = [ctypes.py_object, ctypes.py_object]
+    ours.same_objects.argtypes, ours.same_objects.restype = two, ctypes.c_bool
+    ours.same_values.argtypes, ours.same_values.restype = two, ctypes.c_bool
+    ours.set_in_all.argtypes, ours.set_in_all.restype = [*two, ctypes.py_object], None
     slot = ctypes.pythonapi.PyType_GetSlot
     slot.argtypes, slot.restype = [ctypes.py_object, ctypes.c_int], ctypes.c_void_p
-    return _Compiled(ours.run, ours.same_objects, slot(GetSetDescriptorType, _GET), ask)
+    return _Compiled(ours, slot(GetSetDescriptorType, _GET), requires_grad, ask)
+
+
+def _held(t: Tensor) -> int | None:
+    """The address of what the object of Python's holds."""
+    return ctypes.c_void_p.from_address(id(t) + _INSIDE).value
 
 
 def same_objects(now: Sequence[Any], then: list[Any]) -> bool:
@@ -237,7 +270,27 @@ def same_objects(now: Sequence[Any], then: list[Any]) -> bool:
     found = _compiled()
     if found is None or type(now) is not list:
         return len(now) == len(then) and all(map(is_, now, then))
-    return found.same_objects(now, then)
+    same: bool = found.ours.same_objects(now, then)
+    return same
+
+
+def same_values(now: Mapping[Any, Any], then: list[Any]) -> bool:
+    """Whether the values of a dictionary are the very objects of a list."""
+    found = _compiled()
+    if found is None or not isinstance(now, dict):
+        return same_objects(list(now.values()), then)
+    same: bool = found.ours.same_values(now, then)
+    return same
+
+
+def set_in_all(dicts: list[dict[str, Any]], key: str, value: object) -> None:
+    """Set the same in all of `dicts`."""
+    found = _compiled()
+    if found is not None:
+        found.ours.set_in_all(dicts, key, value)
+        return
+    for each in dicts:
+        each[key] = value
 
 
 def walk(
@@ -255,10 +308,10 @@ def walk(
     found = _compiled()
     if found is None:
         return None
-    run, ask = found.run, found.ask
+    run, ask = found.ours.run, found.ask
     names = [*tensors, *numbers]
-    trains = [p.requires_grad for p in params]
-    objects = [_ids(params), _ids(stats), _ids(names), _ids(trains), _ids(numbers)]
+    trains = np.array([p.requires_grad for p in params], np.uint8)
+    objects = [_ids(params), _ids(stats), _ids(names), _ids(numbers)]
     kind = np.array([_asked(question, params[0]) for question in ask[:_KIND]], np.int64)
     form = np.array([n for p in params for n in (p.dim(), *p.shape, *p.stride())], np.int64)
     hints = np.zeros((len(params), _HINTS[0] + _HINTS[1] * (2 + len(tensors))), np.int64)
@@ -266,20 +319,25 @@ def walk(
         [
             *(len(params), len(tensors), len(numbers), len(stats[0])),
             *(each.ctypes.data for each in objects),
-            *(id(Tensor.requires_grad), id(Tensor.grad), id(Tensor), table),
+            *(id(Tensor.grad), id(Tensor), table),
             *(kind.ctypes.data, form.ctypes.data, _INSIDE, hints.shape[1], hints.ctypes.data),
-            *(found.get, *(ctypes.cast(question, ctypes.c_void_p).value for question in ask)),
+            *(found.get, trains.ctypes.data, _address(found.requires_grad), *map(_address, ask)),
         ],
         np.int64,
     )
     address = int(work.ctypes.data)
     # What the function points into.
-    owned = params, stats, names, objects, kind, form, hints, work
+    owned = params, stats, names, objects, trains, kind, form, hints, work
 
     def look(owned: Any = owned) -> bool:
-        return run(address)
+        fresh: bool = run(address)
+        return fresh
 
     return look
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value
 
 
 def _asked(question: Any, t: Tensor) -> int:
