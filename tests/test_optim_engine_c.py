@@ -87,7 +87,9 @@ def test_reductions_pass_nan_on_and_are_right(name, dtype):
     seed=st.integers(0, 2**32),
 )
 def test_a_division_by_a_number_rounds_as_torch_does(divisor, seed):
-    """It is a product with the inverse, in double; over all that a float can be."""
+    """Over all that a float can be. (A product with the inverse in double, which rounds the same
+    but below 2^-126, was tried: a quarter faster where all lies in the caches, a tenth slower where
+    it does not.)"""
     draw = torch.Generator().manual_seed(seed)
     bits = torch.randint(-(2**31), 2**31, (20_000,), generator=draw, dtype=torch.int64)
     numbers = bits.to(torch.int32).view(torch.float32)
@@ -98,8 +100,5 @@ def test_a_division_by_a_number_rounds_as_torch_does(divisor, seed):
         p.data.copy_(p.grad.data / lr)
 
     found, expected = stepped("c", over, [grad], lr=divisor), grad / divisor
-    exact = torch.where(
-        expected.isnan(), found.isnan(), found.view(torch.int32) == expected.view(torch.int32)
-    )
-    tiny = (expected.abs() < 2**-126) & ((found - expected).abs() <= 2**-149)
-    assert (exact | tiny).all()
+    same = found.view(torch.int32) == expected.view(torch.int32)
+    assert (same | (found.isnan() & expected.isnan())).all()

@@ -52,11 +52,6 @@ typedef struct {
     double *part, *total;     /* of reductions: [chunk][reduction], [parameter][reduction] */
     double number[];
 } Work;
-
-/* a / b as float rounds it, given 1 / b: a division is what most steps would take their time for.
-   A quotient of two floats is at least 2^-49 of itself away from the middle between two floats, and
-   this product at most 2^-52 from the quotient. (One below 2^-126 can be such a middle itself.) */
-static inline float times_inverse(float a, double inverse) { return (float)(a * inverse); }
 """
 _BF16 = """
 typedef uint16_t bf16;
@@ -254,11 +249,6 @@ class _Writer:
             return f"({result})({_name(c)} ? {a} : {b})"
         if line.name in LOGIC:
             return LOGIC[line.name].c.format(*map(_name, line.operands))
-        if line.name == "div" and line.type.full and computed == "float":
-            dividend, divisor = line.operands
-            if not self._is_full(divisor):
-                inverse = f"1.0 / (float){_name(divisor)}"
-                return f"({result})times_inverse({_name(dividend)}, {inverse})"
         op = ELEMENTWISE[line.name]
         operands = [
             _name(x) if self._held(x) == computed else f"(({computed}){_name(x)})"
@@ -268,9 +258,6 @@ class _Writer:
         text = text.replace("0.5f", "0.5f" if computed == "float" else "0.5")
         text = text.format(*operands, f="f" if computed == "float" else "")
         return text if computed == result else f"({result})({text})"
-
-    def _is_full(self, x: Id) -> bool:
-        return not str(x).startswith("$") and self.program.types[x].full
 
     def _held(self, x: Id) -> str:
         if isinstance(x, str) and x.startswith("$"):
