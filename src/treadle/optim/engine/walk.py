@@ -4,7 +4,8 @@ What the step relies on belongs to others: autograd replaces gradients, users re
 parameters, move models. To ask Python for it costs more than a small model's step, so a compiled
 function asks: of the interpreter by its C interface, of torch by the one that it keeps stable for
 compiled models (torch/csrc/inductor/aoti_torch/c/shim.h), which tells an address without a new
-object. Where either cannot be had, `bucket` asks itself.
+object; and whether a tensor trains, which that leaves out, by the method of C++. Where one of them
+cannot be had, or answers a question whose answer is known in another way, `bucket` asks itself.
 """
 
 from __future__ import annotations
@@ -222,8 +223,6 @@ _KIND = 4  # of them have the same answer for all parameters of a bucket
 _HINTS = 2, 6  # of a dictionary, of a tensor
 _INSIDE = object.__basicsize__  # of a tensor, as in torch/csrc/autograd/python_variable.h
 _GET = 54  # Py_tp_descr_get, the slot of a type
-
-
 _REQUIRES_GRAD = "_ZNK3c1010TensorImpl13requires_gradEv"  # c10::TensorImpl::requires_grad() const
 
 
