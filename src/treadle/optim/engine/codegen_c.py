@@ -43,6 +43,12 @@ _HEADER = """\
 #define FMA_double(a, b, c) ((a) * (b) + (c))
 #endif
 
+#ifdef _OPENMP
+int omp_get_thread_num(void);
+#else
+#define omp_get_thread_num() 0
+#endif
+
 typedef struct {
     int64_t threads, items, tensors;
     const int64_t *item;      /* items + 1 places in `chunk` */
@@ -52,6 +58,30 @@ typedef struct {
     double *part, *total;     /* of reductions: [chunk][reduction], [parameter][reduction] */
     double number[];
 } Work;
+
+/* Each thread begins with a share of its own, the same in every step, since its caches may still
+   have what they can hold of it; then it helps the others with theirs. */
+static inline __attribute__((always_inline)) void
+all_chunks(const Work *work, void pass(const Work *, int64_t))
+{
+    const int64_t shares = work->threads;
+    struct { int64_t next; char apart[120]; } share[shares]; /* apart: in cache lines of its own */
+    for (int64_t s = 0; s < shares; s++)
+        share[s].next = s * work->items / shares;
+    #pragma omp parallel num_threads(shares) if (shares > 1)
+    for (int64_t turn = 0, s = omp_get_thread_num(); turn < shares; turn++, s++) {
+        s %= shares;
+        const int64_t stop = (s + 1) * work->items / shares;
+        for (int64_t k;;) {
+            #pragma omp atomic capture
+            k = share[s].next++;
+            if (k >= stop)
+                break;
+            for (int64_t c = work->item[k]; c < work->item[k + 1]; c++)
+                pass(work, c);
+        }
+    }
+}
 """
 _BF16 = """
 typedef uint16_t bf16;
@@ -276,11 +306,7 @@ class _Writer:
         yield "void run(const Work *work)"
         yield "{"
         for number, one in enumerate(self.passes):
-            yield "    #pragma omp parallel for schedule(dynamic) num_threads(work->threads) \\"
-            yield "        if (work->threads > 1)"
-            yield "    for (int64_t k = 0; k < work->items; k++)"
-            yield "        for (int64_t c = work->item[k]; c < work->item[k + 1]; c++)"
-            yield f"            pass_{number}(work, c);"
+            yield f"    all_chunks(work, pass_{number});"
             yield from self._totals(one.goal)
         if self.finish is not None:
             yield "    for (int64_t i = 0; i < work->tensors; i++)"

@@ -4,8 +4,9 @@ What the step relies on belongs to others: autograd replaces gradients, users re
 parameters, move models. To ask Python for it costs more than a small model's step, so a compiled
 function asks: of the interpreter by its C interface, of torch by the one that it keeps stable for
 compiled models (torch/csrc/inductor/aoti_torch/c/shim.h), which tells an address without a new
-object; and whether a tensor trains, which that leaves out, by the method of C++. Where one of them
-cannot be had, or answers a question whose answer is known in another way, `bucket` asks itself.
+object; and what that leaves out, by methods of C++: whether a tensor trains, and its gradient.
+Where one of them cannot be had, or answers a question whose answer is known in another way,
+`bucket` asks itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import functools
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
-from types import GetSetDescriptorType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,17 +40,16 @@ ptrdiff_t PyDict_Size(Object *);
 int PyDict_Next(Object *, ptrdiff_t *, Object **, Object **);
 int PyObject_SetItem(Object *, Object *, Object *);
 void PyErr_Clear(void);
-void Py_DecRef(Object *);
 
-typedef Object *Get(Object *descriptor, Object *, Object *type);
+/* A tensor of C++, `at::Tensor`, is one pointer to what it holds, a `c10::TensorImpl`. */
 typedef _Bool Trains(void *held);
+typedef void **Grad(void *held);
 typedef int Ask(void *tensor, void *answer); /* not 0: it cannot tell */
 
 typedef struct {
     int64_t params, tensors, numbers, width;
     Object **param, **stats, **name; /* name: first of the stats that are tensors, then numbers */
     Object **number;                 /* those of the first parameter */
-    Object *grad;                    /* the descriptor of this attribute */
     Object *tensor_type;
     uint64_t *address;               /* [parameters, gradients, stats by name][parameter] */
     const int64_t *kind;             /* what the first four of `ask` answer */
@@ -58,9 +57,10 @@ typedef struct {
     int64_t inside;                  /* how far into an object of Python's its tensor lies */
     int64_t hints;
     const char **hint;               /* [parameter][hint]: see `expect` */
-    Get *get;                        /* of a descriptor */
     const uint8_t *trains;           /* what `requires_grad` was */
     Trains *requires_grad;
+    Grad *grad;
+    int64_t object;                  /* the word of what is held that leads back to Python */
     Ask *ask[8];
 } Walk;
 enum { DTYPE, LAYOUT, DEVICE_TYPE, DEVICE_INDEX, DIM, SIZES, STRIDES, DATA_PTR };
@@ -83,11 +83,15 @@ static const char **expect(const char **hint, const void *it, int lines, int wor
     return hint;
 }
 
+static const char **expect_held(const char **hint, void *held)
+{
+    return expect(hint, held, 3, 2, 2); /* the storage, and what autograd keeps */
+}
+
 static const char **expect_tensor(const Walk *w, const char **hint, Object *object)
 {
     *hint++ = (const char *)object;
-    /* of what it holds: the storage, and what autograd keeps */
-    return expect(hint, *(void **)tensor_of(w, object), 3, 2, 2);
+    return expect_held(hint, *(void **)tensor_of(w, object));
 }
 
 static int is_at(const Walk *w, Object *object, uint64_t address)
@@ -119,20 +123,17 @@ static int same_form(const Walk *w, void *tensor, const int64_t *form)
     return 1;
 }
 
-/* Whether the gradient fits; if so its address goes into the table. */
+/* Whether the gradient fits; if so its address goes into the table. What autograd has made is plain
+   and has no object of Python's until somebody asks for one. */
 static int fresh_grad(const Walk *w, int64_t i, const int64_t *form, const char **hint)
 {
-    Object *grad = w->get(w->grad, w->param[i], w->tensor_type);
-    if (!grad)
-        return 0;
-    void *tensor = tensor_of(w, grad);
-    int fits = grad->type == w->tensor_type && same_kind(w, tensor, DEVICE_INDEX)
-        && same_form(w, tensor, form)
-        && w->ask[DATA_PTR](tensor, &w->address[w->params + i]) == 0;
-    if (fits)
-        expect_tensor(w, hint, grad);
-    Py_DecRef(grad);
-    return fits;
+    void **grad = w->grad(*(void **)tensor_of(w, w->param[i]));
+    const Object *object = ((Object **)*grad)[w->object];
+    *hint++ = (const char *)object;
+    expect_held(hint, *grad);
+    return (!object || object->type == w->tensor_type) && same_kind(w, grad, DEVICE_INDEX)
+        && same_form(w, grad, form)
+        && w->ask[DATA_PTR](grad, &w->address[w->params + i]) == 0;
 }
 
 static int fresh_stats(const Walk *w, int64_t i, const char **hint)
@@ -222,46 +223,67 @@ _QUESTIONS = (
 _KIND = 4  # of them have the same answer for all parameters of a bucket
 _HINTS = 2, 6  # of a dictionary, of a tensor
 _INSIDE = object.__basicsize__  # of a tensor, as in torch/csrc/autograd/python_variable.h
-_GET = 54  # Py_tp_descr_get, the slot of a type
 _REQUIRES_GRAD = "_ZNK3c1010TensorImpl13requires_gradEv"  # c10::TensorImpl::requires_grad() const
+_GRAD = "_ZNK3c1010TensorImpl4gradEv"  # c10::TensorImpl::grad() const
+_WORDS = 12  # of a TensorImpl, among them the one that leads back to the object of Python's
 
 
-class _Compiled(NamedTuple):
-    ours: ctypes.PyDLL
-    get: int
+class _Torch(NamedTuple):
+    """What torch is asked."""
+
     requires_grad: Any
+    grad: Any
+    object: int
     ask: list[Any]
 
 
 @functools.cache
-def _compiled() -> _Compiled | None:
-    """The functions of C, and those of Python and of torch that they ask; None without them."""
-    known = torch.empty(1), torch.nn.Parameter(torch.empty(1))
-    if sysconfig.get_config_var("Py_GIL_DISABLED") or any(_held(t) != t._cdata for t in known):
+def _torch() -> _Torch | None:
+    """None if something is missing or not as it is known to be."""
+    plain, param = known = torch.empty(1), torch.nn.Parameter(torch.empty(1))
+    if any(_held(id(t) + _INSIDE) != t._cdata for t in known):
         return None
+    theirs = ctypes.PyDLL(torch._C.__file__)  # finds what is in the libraries under it, too
     try:
-        theirs = ctypes.PyDLL(torch._C.__file__)  # finds what is in the libraries under it, too
         ask = [getattr(theirs, f"aoti_torch_get_{name}") for name in _QUESTIONS]
-        requires_grad = getattr(theirs, _REQUIRES_GRAD)
-        ours = build(_SOURCE).with_gil
-    except (AttributeError, OSError, NoCompiler):
+        requires_grad, grad = getattr(theirs, _REQUIRES_GRAD), getattr(theirs, _GRAD)
+    except AttributeError:
         return None
     requires_grad.argtypes, requires_grad.restype = [ctypes.c_void_p], ctypes.c_bool
-    if any(requires_grad(_held(t)) != t.requires_grad for t in known):
+    grad.argtypes, grad.restype = [ctypes.c_void_p], ctypes.c_void_p
+    if any(requires_grad(t._cdata) != t.requires_grad for t in known):
+        return None
+    words = range(0, 8 * _WORDS, 8)
+    place = [at for at in words if all(_held(t._cdata + at) == id(t) for t in known)]
+    none = _held(grad(plain._cdata))  # what stands for no gradient; Python never sees it
+    if len(place) != 1 or none is None or _held(none + place[0]) is not None:
+        return None
+    param.grad = plain
+    if _held(grad(param._cdata)) != plain._cdata:
+        return None
+    return _Torch(requires_grad, grad, place[0] // 8, ask)
+
+
+@functools.cache
+def _compiled() -> ctypes.PyDLL | None:
+    """Our functions, for Python with a GIL; None without a compiler."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return None
+    try:
+        ours = build(_SOURCE).with_gil
+    except NoCompiler:
         return None
     ours.run.argtypes, ours.run.restype = [ctypes.c_void_p], ctypes.c_bool
     two = [ctypes.py_object, ctypes.py_object]
     ours.same_objects.argtypes, ours.same_objects.restype = two, ctypes.c_bool
     ours.same_values.argtypes, ours.same_values.restype = two, ctypes.c_bool
     ours.set_in_all.argtypes, ours.set_in_all.restype = [*two, ctypes.py_object], None
-    slot = ctypes.pythonapi.PyType_GetSlot
-    slot.argtypes, slot.restype = [ctypes.py_object, ctypes.c_int], ctypes.c_void_p
-    return _Compiled(ours, slot(GetSetDescriptorType, _GET), requires_grad, ask)
+    return ours
 
 
-def _held(t: Tensor) -> int | None:
-    """The address of what the object of Python's holds."""
-    return ctypes.c_void_p.from_address(id(t) + _INSIDE).value
+def _held(at: int) -> int | None:
+    """The pointer that is kept at an address."""
+    return ctypes.c_void_p.from_address(at).value
 
 
 def same_objects(now: Sequence[Any], then: list[Any]) -> bool:
@@ -269,7 +291,7 @@ def same_objects(now: Sequence[Any], then: list[Any]) -> bool:
     found = _compiled()
     if found is None or type(now) is not list:
         return len(now) == len(then) and all(map(is_, now, then))
-    same: bool = found.ours.same_objects(now, then)
+    same: bool = found.same_objects(now, then)
     return same
 
 
@@ -278,7 +300,7 @@ def same_values(now: Mapping[Any, Any], then: list[Any]) -> bool:
     found = _compiled()
     if found is None or not isinstance(now, dict):
         return same_objects(list(now.values()), then)
-    same: bool = found.ours.same_values(now, then)
+    same: bool = found.same_values(now, then)
     return same
 
 
@@ -286,7 +308,7 @@ def set_in_all(dicts: list[dict[str, Any]], key: str, value: object) -> None:
     """Set the same in all of `dicts`."""
     found = _compiled()
     if found is not None:
-        found.ours.set_in_all(dicts, key, value)
+        found.set_in_all(dicts, key, value)
         return
     for each in dicts:
         each[key] = value
@@ -304,10 +326,10 @@ def walk(
     It is True if all is as it was but for values, and for gradients of the same layout, whose
     addresses it then writes into the table. False may also mean that it cannot tell.
     """
-    found = _compiled()
-    if found is None:
+    ours, theirs = _compiled(), _torch()
+    if ours is None or theirs is None:
         return None
-    run, ask = found.ours.run, found.ask
+    run, ask = ours.run, theirs.ask
     names = [*tensors, *numbers]
     trains = np.array([p.requires_grad for p in params], np.uint8)
     objects = [_ids(params), _ids(stats), _ids(names), _ids(numbers)]
@@ -318,9 +340,10 @@ def walk(
         [
             *(len(params), len(tensors), len(numbers), len(stats[0])),
             *(each.ctypes.data for each in objects),
-            *(id(Tensor.grad), id(Tensor), table),
+            *(id(Tensor), table),
             *(kind.ctypes.data, form.ctypes.data, _INSIDE, hints.shape[1], hints.ctypes.data),
-            *(found.get, trains.ctypes.data, _address(found.requires_grad), *map(_address, ask)),
+            *(trains.ctypes.data, _address(theirs.requires_grad), _address(theirs.grad)),
+            *(theirs.object, *map(_address, ask)),
         ],
         np.int64,
     )
