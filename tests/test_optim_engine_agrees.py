@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -464,9 +467,36 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
     before = torch.get_num_threads()
     try:
-        assert torch.equal(run(1), run(2))
+        alone = run(1)
+        for threads in (2, 3, 7, 64):  # of the last some have no share to begin with
+            assert torch.equal(alone, run(threads))
     finally:
         torch.set_num_threads(before)
+
+
+def test_fewer_threads_than_asked_for_do_it_all() -> None:
+    code = """if True:
+        import torch
+        from treadle.optim import Lamb
+        torch.set_num_threads(4)
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 300_000))
+        opt = Lamb([p], lr=0.1)
+        for _ in range(3):
+            p.grad = torch.linspace(2, 3, 300_000)
+            opt.step()
+        print(hash(p.detach().numpy().tobytes()))
+    """
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "OMP_THREAD_LIMIT": limit, "PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for limit in ("4", "1", "2")
+    ]
+    assert found[0] == found[1] == found[2] != ""
 
 
 @KINDS

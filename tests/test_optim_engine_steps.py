@@ -19,7 +19,7 @@ from torch import nn
 from treadle import native
 from treadle.errors import UsageError
 from treadle.optim import SGD, Adam, Lamb, Optimizer, RAdam, average_grad, momentum_step, sgd_step
-from treadle.optim.engine import Engine, fused
+from treadle.optim.engine import Engine, fused, walk
 from treadle.optim.engine.codegen_c import c_source
 
 
@@ -493,6 +493,7 @@ def a_source() -> str:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
+    walk._compiled()  # the first step of the process builds that, too
     monkeypatch.setenv("TREADLE_HOME", str(tmp_path))
     return tmp_path / "kernels"
 
@@ -517,6 +518,43 @@ def test_a_damaged_file_is_built_again(folder, damage):
     native.build(source)
     (again,) = folder.iterdir()
     assert again.stat().st_size > 1000
+
+
+@pytest.fixture
+def half_a_compiler(tmp_path, monkeypatch) -> Path:
+    """One whose libraries need another if they have several threads, and that is not there."""
+    script = tmp_path / "half"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *-fopenmp\\ *) set -- "$@" -include "$0.h";; esac\nexec cc "$@"\n'
+    )
+    script.chmod(0o700)
+    Path(f"{script}.h").write_text("extern int nowhere(void); int here(void) { return nowhere(); }")
+    monkeypatch.setenv("CC", str(script))
+    native._compiler.cache_clear()
+    yield script
+    native._compiler.cache_clear()
+
+
+def test_a_library_that_cannot_be_loaded_is_made_in_another_way(folder, half_a_compiler):
+    source = a_source()
+    native.build(source)
+    (made,) = folder.iterdir()
+    assert b"nowhere" not in made.read_bytes()
+
+
+def test_a_library_that_can_no_longer_be_loaded_is_made_again(folder, tmp_path):
+    source = a_source()
+    native.build(source)
+    (made,) = folder.iterdir()
+    key = made.name.partition("-")[0]
+    made.unlink()
+    text, broken = tmp_path / "broken.c", tmp_path / "broken.so"
+    text.write_text("extern int nowhere(void); int here(void) { return nowhere(); }")
+    subprocess.run(["cc", "-shared", "-fPIC", str(text), "-o", str(broken)], check=True)
+    broken.rename(folder / f"{key}-{native._digest(broken)}.so")
+    native.build(source)
+    (again,) = folder.iterdir()
+    assert again.name != broken.name and b"nowhere" not in again.read_bytes()
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(folder):

@@ -22,7 +22,7 @@ from test_optim_engine_steps import (  # noqa: F401  the same, asked in Python
     test_zero_grad_frees_the_gradients,
 )
 from treadle.optim import Adam
-from treadle.optim.engine import bucket
+from treadle.optim.engine import bucket, walk
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +44,17 @@ def in_float64(p: nn.Parameter) -> None:
     p.grad = p.grad.double()
 
 
+def anew_by_autograd(p: nn.Parameter) -> None:
+    """A gradient that no object of Python's stands for yet."""
+    p.grad = None
+    (3 * p).sum().backward()
+
+
 # Name -> what is done to a parameter and its stats, and whether the plan still holds.
 CHANGES = {
     "nothing": (lambda p, s: None, True),
     "the gradient replaced": (lambda p, s: setattr(p, "grad", moved(p.grad)), True),
+    "the gradient made anew by autograd": (lambda p, s: anew_by_autograd(p), True),
     "the gradient changed in place": (lambda p, s: p.grad.mul_(2), True),
     "no gradient": (lambda p, s: setattr(p, "grad", None), False),
     "a sparse gradient": (lambda p, s: setattr(p, "grad", p.grad.to_sparse()), False),
@@ -66,6 +73,11 @@ CHANGES = {
     "stats cleared": (lambda p, s: s.clear(), False),
     "another number": (lambda p, s: s.update(step=7), False),
 }  # fmt: skip
+
+
+def test_torch_can_be_asked():
+    """Else all that is told here would be told in Python, which is slower and seen by nobody."""
+    assert walk._torch() is not None
 
 
 def test_a_gradient_kept_with_the_other_sign():
@@ -102,7 +114,7 @@ def test_both_see_what_has_changed(change, which):
         opt.step()
     (found,) = opt._engine._plan.buckets
     if found._look is None:
-        pytest.skip("no C compiler, or torch's C interface was not found")
+        pytest.skip("no C compiler")  # see `test_torch_can_be_asked`
     assert found._look() and found._seen_fresh()
     act, holds = CHANGES[change]
     act(params[which], opt.state[params[which]])

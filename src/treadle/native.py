@@ -19,6 +19,7 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 FLAGS = (
@@ -60,12 +61,13 @@ def build(source: str, *flags: str) -> Kernel:
     folder = _folder()
     for path in sorted(folder.glob(f"{key}-*.so")):
         if _digest(path) == path.stem.partition("-")[2]:
-            return Kernel(path)
+            with suppress(OSError):  # a library that it needs may have gone
+                return Kernel(path)
         path.unlink(missing_ok=True)
-    return Kernel(_compile(compiler, source, flags, folder, key))
+    return _compile(compiler, source, flags, folder, key)
 
 
-def _compile(compiler: str, source: str, flags: Sequence[str], folder: Path, key: str) -> Path:
+def _compile(compiler: str, source: str, flags: Sequence[str], folder: Path, key: str) -> Kernel:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         text, made = Path(scratch, "kernel.c"), Path(scratch, "kernel.so")
         text.write_text(source, encoding="utf-8")
@@ -77,12 +79,16 @@ def _compile(compiler: str, source: str, flags: Sequence[str], folder: Path, key
             done = subprocess.run(  # noqa: S603
                 command, capture_output=True, text=True, check=False, start_new_session=True
             )
+            output = done.stderr
             if done.returncode == 0:
                 path = folder / f"{key}-{_digest(made)}.so"
                 made.replace(path)
-                return path
-            output = done.stderr
-    raise NoCompiler(f"{compiler} does not compile it: {output.strip()[:500]}")
+                try:
+                    return Kernel(path)
+                except OSError as error:  # OpenMP may be there for the compiler, but not to load
+                    path.unlink(missing_ok=True)
+                    output = str(error)
+    raise NoCompiler(f"{compiler} makes no library that can be loaded: {output.strip()[:500]}")
 
 
 @functools.cache
