@@ -58,7 +58,8 @@ from treadle.optim import (
     weight_decay,
 )
 from treadle.optim.chain import read_chain
-from treadle.optim.engine import Engine
+from treadle.optim.engine import Engine, fused
+from treadle.optim.engine.codegen_c import WIDE
 
 # ---- chains: the shipped ones, and steppers as users write them
 
@@ -452,6 +453,17 @@ def test_the_last_bit(chain: list[Any], dtype: torch.dtype) -> None:
     for _ in range(4):
         twins.step()
     assert twins.equal()
+
+
+def test_the_last_bit_of_many_entries() -> None:
+    """They have a kernel of their own."""
+    torch.manual_seed(0)
+    params = [[torch.randn(1 << 20), torch.randn((1 << 20) + 5)]]
+    twins = Twins(lambda ps: Optimizer(ps, [lion], lr=0.1, mom=0.9), params, "c")
+    for _ in range(2):
+        twins.step()
+    assert twins.equal()
+    assert [key for key in fused._kernels if key[1] == WIDE]
 
 
 def test_the_number_of_threads_changes_nothing() -> None:

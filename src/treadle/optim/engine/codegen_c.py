@@ -8,6 +8,7 @@ what a reduction sums up is summed a chunk, and the chunks in their order.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +26,11 @@ _STORED = {
     torch.float16: "f16",
     torch.bool: "int",
 }
+_X86 = platform.machine() in ("x86_64", "AMD64")
+WIDE = ("-funroll-loops", *["-mprefer-vector-width=512"] * _X86)
+"""What to compile with, beside what all kernels are, where a step waits for the memory: in long
+strides there is more of it on its way to the processor. Within the caches they are slower."""
+
 _BLOCK = 512  # entries that a reduction joins before it goes on in double
 
 _HEADER = """\
@@ -60,9 +66,10 @@ typedef struct {
 } Work;
 
 /* Each thread begins with a share of its own, the same in every step, since its caches may still
-   have what they can hold of it; then it helps the others with theirs. */
+   have what they can hold of it; then it helps the others with theirs. Every other pass goes back,
+   to begin with what the one before has left in the caches. */
 static inline __attribute__((always_inline)) void
-all_chunks(const Work *work, void pass(const Work *, int64_t))
+all_chunks(const Work *work, void pass(const Work *, int64_t), const int back)
 {
     const int64_t shares = work->threads;
     struct { int64_t next; char apart[120]; } share[shares]; /* apart: in cache lines of its own */
@@ -71,13 +78,14 @@ all_chunks(const Work *work, void pass(const Work *, int64_t))
     #pragma omp parallel num_threads(shares) if (shares > 1)
     for (int64_t turn = 0, s = omp_get_thread_num(); turn < shares; turn++, s++) {
         s %= shares;
-        const int64_t stop = (s + 1) * work->items / shares;
+        const int64_t start = s * work->items / shares, stop = (s + 1) * work->items / shares;
         for (int64_t k;;) {
             #pragma omp atomic capture
             k = share[s].next++;
             if (k >= stop)
                 break;
-            for (int64_t c = work->item[k]; c < work->item[k + 1]; c++)
+            const int64_t item = back ? start + (stop - 1 - k) : k;
+            for (int64_t c = work->item[item]; c < work->item[item + 1]; c++)
                 pass(work, c);
         }
     }
@@ -306,7 +314,7 @@ class _Writer:
         yield "void run(const Work *work)"
         yield "{"
         for number, one in enumerate(self.passes):
-            yield f"    all_chunks(work, pass_{number});"
+            yield f"    all_chunks(work, pass_{number}, {number % 2});"
             yield from self._totals(one.goal)
         if self.finish is not None:
             yield "    for (int64_t i = 0; i < work->tensors; i++)"

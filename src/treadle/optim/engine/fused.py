@@ -20,7 +20,7 @@ from treadle.native import Kernel, NoCompiler, build
 from treadle.optim.chain import Chain
 from treadle.optim.engine.batched import run_batched
 from treadle.optim.engine.bucket import Bucket, Launch
-from treadle.optim.engine.codegen_c import c_source
+from treadle.optim.engine.codegen_c import WIDE, c_source
 from treadle.optim.engine.eager import run_eagerly
 from treadle.optim.engine.gathered import run_gathered
 from treadle.optim.engine.guard import THE_NORM, UNGUARDED, Guard, Verdict
@@ -53,7 +53,8 @@ ENGINES = ("c", "foreach", "reference")
 State = MutableMapping[Tensor, dict[str, Any]]
 Flags = Mapping[Tensor, Mapping[str, Any]]
 
-_kernels: dict[str, Kernel | None] = {}  # by source; None: there is no compiler that takes it
+_LARGE = 1 << 21  # entries that no cache of a core holds
+_kernels: dict[Any, Kernel | None] = {}  # by source and flags; None: no compiler takes it
 
 
 class Engine:
@@ -286,7 +287,8 @@ class Engine:
         if joins and program.reduces and isinstance(bucket, Spread) and bucket.is_split:
             return Joined(bucket, program, self._program, partial(self._launch, joins=False))
         if self.kind == "c" and bucket.kind.device.type == "cpu":
-            kernel = _kernel(c_source(program))
+            large = bucket.layout.total > _LARGE
+            kernel = _kernel(c_source(program), *(WIDE if large else ()))
             if kernel is not None:
                 return Launch(bucket, program, kernel)
         if self.kind == "c" and bucket.kind.device.type == "cuda":
@@ -310,13 +312,14 @@ def _norm_of(p: Tensor) -> Tensor:
     return norm
 
 
-def _kernel(source: str) -> Kernel | None:
-    if source not in _kernels:
+def _kernel(source: str, *flags: str) -> Kernel | None:
+    key = source, flags
+    if key not in _kernels:
         try:
-            _kernels[source] = build(source)
-        except NoCompiler:
-            _kernels[source] = None
-    return _kernels[source]
+            _kernels[key] = build(source, *flags)
+        except NoCompiler:  # it may only not know the flags
+            _kernels[key] = _kernel(source) if flags else None
+    return _kernels[key]
 
 
 def _depth_of_the_user() -> int:
