@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from treadle.distributed.sync_batch_norm import synced_batch_norms
 from treadle.interrupts import scoped
 from treadle.loop.events import CANCELS, Callback, event
+from treadle.loop.listeners import Listeners
 from treadle.loop.parallel import Parallel
 from treadle.loop.training import TrainingLoop
 from treadle.loop.window import samples_in
@@ -101,10 +102,10 @@ class Several(Parallel):
             together: Any = vars(dist)["_broadcast_coalesced"]  # what torch's own DDP sends them by
             together(dist.group.WORLD, self._buffers, 1 << 28, 0)
 
-    def agree(self, event: str, fire: Callable[[str], None]) -> None:
+    def agree(self, loop: Listeners, event: str) -> None:
         own: Exception | None = None
         try:
-            fire(event)
+            loop(event, agree=False)
         except CANCELS as cancel:
             own = cancel
         code = 0 if own is None else 1 + CANCELS.index(type(own))

@@ -27,14 +27,12 @@ class Listeners:
         self.agreed: Set[str] = frozenset()  # events at which processes ask who cancels
         self._sort_listeners()
 
-    def __call__(self, name: str) -> None:
-        """Fire the event `name`: every callback that hears it, in order."""
-        if self.agreed and name in self.agreed:
-            self.parallel.agree(name, self._fire)
-        else:
-            self._fire(name)
-
-    def _fire(self, name: str) -> None:
+    def __call__(self, name: str, agree: bool = True) -> None:
+        """Fire the event `name`: every callback that hears it, in order. Of several processes all
+        do what one of them cancels; without `agree` they are not asked."""
+        if agree and name in self.agreed:
+            self.parallel.agree(self, name)
+            return
         for cb, heard, inner in self._listeners[name]:
             if cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)):
                 try:

@@ -12,6 +12,7 @@ from treadle.loop.window import samples_in
 from treadle.world import World
 
 if TYPE_CHECKING:
+    from treadle.loop.listeners import Listeners
     from treadle.loop.training import TrainingLoop
 
 
@@ -61,9 +62,9 @@ class Parallel:
     def before_step(self, loop: TrainingLoop) -> None:
         """Make sure that the gradients are those of all processes."""
 
-    def agree(self, event: str, fire: Callable[[str], None]) -> None:
+    def agree(self, loop: Listeners, event: str) -> None:
         """Fire an event; what one process cancels, all do."""
-        fire(event)
+        loop(event, agree=False)
 
     def scope(self, loop: TrainingLoop) -> AbstractContextManager[object]:
         """What holds while a fit or a validation lasts."""

@@ -110,7 +110,7 @@ class Bucket:
         seen = (self._look is not None and self._look()) or self._seen_fresh()
         # The imaginary part of a conjugate is kept with the other sign. Strides tell such a
         # gradient from others, but for one entry there are none.
-        return seen and not any(self._grad(p).is_neg() for p in self._single)
+        return seen and not (self._single and any(self._grad(p).is_neg() for p in self._single))
 
     def _seen_fresh(self) -> bool:
         """`fresh`, asked in Python."""

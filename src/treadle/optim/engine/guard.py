@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -55,22 +56,22 @@ class Guard:
         parts += [f"{self.rounding} rounding"] * (self.rounding != "nearest")
         return f"guard: {', '.join(parts)}" if parts else ""
 
-    @property
+    @cached_property
     def measures(self) -> bool:
         """Whether the norm of all gradients is wanted."""
         return self.max_norm is not None or self.skip_nonfinite
 
-    @property
+    @cached_property
     def masks(self) -> bool:
         """Whether a step may be left out."""
         return self.skip_nonfinite or self.scaler[1] is not None
 
-    @property
+    @cached_property
     def scales(self) -> bool:
         """Whether gradients are multiplied by a scale, which may be NaN."""
         return self.measures or self.masks or self.scaler[0] is not None
 
-    @property
+    @cached_property
     def form(self) -> tuple[bool, bool, str]:
         """What makes another program."""
         return self.scales, self.masks, self.rounding

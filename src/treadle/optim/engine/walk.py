@@ -240,7 +240,9 @@ class _Torch(NamedTuple):
 @functools.cache
 def _torch() -> _Torch | None:
     """None if something is missing or not as it is known to be."""
-    plain, param = known = torch.empty(1), torch.nn.Parameter(torch.empty(1))
+    plain = torch.empty(1, device="cpu")
+    param = torch.nn.Parameter(plain.clone())
+    known = plain, param
     if any(_held(id(t) + _INSIDE) != t._cdata for t in known):
         return None
     theirs = ctypes.PyDLL(torch._C.__file__)  # finds what is in the libraries under it, too
