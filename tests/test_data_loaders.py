@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -389,3 +391,21 @@ def test_resize_after_floats_says_where_it_belongs(tmp_path: Path) -> None:
         dl.one_batch()
     dl = DataLoader(dataset, 2, item_tfms=[Resize(4), *floats], num_workers=0, device="cpu")
     assert dl.one_batch()[0].shape == (2, 3, 4, 4)
+
+
+def test_a_batch_of_a_worker_is_let_go_of_at_once():
+    """Without the collector of garbage: its memory is to be used again for the next."""
+
+    class Made:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        made = in_order(lambda task, stop: Made(), range(8), 2)
+        first = weakref.ref(next(made))
+        next(made)
+        assert first() is None
+        made.close()
+    finally:
+        gc.enable()

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, Thread, current_thread, main_thread
 from typing import Any, Generic, TypeVar
@@ -166,7 +167,8 @@ class _Job(Generic[Result]):
 
     def __init__(self, work: Callable[[Task, Event], Result], task: Task, stop: Event) -> None:
         self.task, self.pulse = task, _Pulse(stop)
-        self.do: Callable[[], Result] = lambda: work(task, self.pulse)
+        # A lambda would hold this job, and with it a batch until the garbage is collected.
+        self.do: Callable[[], Result] = partial(work, task, self.pulse)
         self.future: Future[Result] = Future()
         self.thread: Thread | None = None
 
